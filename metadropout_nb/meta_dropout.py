@@ -39,7 +39,8 @@ class MetaDropout(nn.Module):
     """Dropout with one mask per task: support and query share it, the next task gets a new one.
 
     Input `[B, C, H, W]` for one task or `[T, B, C, H, W]` for T tasks; masks `[1, C, H, W]` or `[T, 1, C, H, W]`.
-    Off in `eval()` and while `force_eval` is true. Masks are state, but never saved."""
+    Off in `eval()` and while `force_eval` is true. Masks are state, but never saved.
+    Raises `ValueError` for a rate outside [0, 1) or an unknown arm."""
 
     def __init__(
         self,
@@ -103,7 +104,7 @@ class MetaDropout(nn.Module):
         dtype: torch.dtype | None = None,  # None: torch's default dtype
         task: int | None = None,  # index of the (first) task; None: the one after the last
     ) -> None:
-        "Start the next task, or the next T tasks: draw their masks and hold them."
+        "Start the next task, or the next T tasks: draw their masks and hold them. `ValueError` for a shape of another rank."
         if len(shape) not in (4, 5):
             raise ValueError(f"expected a shape [B, C, H, W] or [T, B, C, H, W], got {list(shape)}")
         first = self.tasks.stop if task is None else task

@@ -1,0 +1,241 @@
+"""The layer, and that every check of it fails on a layer broken in the way it guards against."""
+
+import pytest
+import torch
+
+from metadropout_nb.meta_dropout import ARMS, MetaDropout, draw_mask
+
+SHAPE = (6, 8, 10, 10)
+
+
+def started(layer: MetaDropout, task: int | None = None) -> MetaDropout:
+    layer.reset_mask(SHAPE, "cpu", task=task)
+    return layer
+
+
+def check_applied_in_train_mode(layer):
+    x = torch.ones(SHAPE)
+    dropped = (started(layer)(x) == 0).float().mean()
+    assert abs(dropped - layer.p) < 0.1, "the rate is the rate asked for"
+
+
+def check_same_task_same_mask(layer):
+    x = torch.ones(SHAPE)
+    started(layer)
+    assert torch.equal(layer(x), layer(x))
+
+
+def check_support_and_query_share_it(layer):
+    started(layer)
+    assert torch.equal(layer(torch.ones(SHAPE))[:1], layer(torch.ones(3, *SHAPE[1:]), query=True)[:1])
+
+
+def check_samples_share_it(layer):
+    y = started(layer)(torch.ones(SHAPE))
+    assert torch.equal(y, y[:1].expand_as(y))
+
+
+def check_next_task_has_another(layer):
+    x = torch.ones(SHAPE)
+    assert not torch.equal(started(layer)(x), started(layer)(x))
+
+
+def check_off_in_eval(layer):
+    x = torch.ones(SHAPE)
+    assert torch.equal(started(layer).eval()(x), x)
+
+
+def check_expectation(layer):
+    x = torch.ones(SHAPE)
+    mean = torch.stack([started(layer)(x)[0] for _ in range(200)]).mean()
+    assert abs(mean - 1) < 0.02, "200 tasks of 800 elements: five standard errors are below 0.01"
+
+
+def check_gradients_masked_alike(layer):
+    x = torch.rand(SHAPE, requires_grad=True)
+    y = started(layer)(x)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient == 0, layer.mask.expand_as(x) == 0)
+    assert (gradient != 0).any() and (gradient == 0).any()
+
+
+CHECKS = [value for name, value in sorted(globals().items()) if name.startswith("check_")]
+
+
+class NeverApplied(MetaDropout):
+    def forward(self, x, query=False):
+        return x
+
+
+class AppliedInEval(MetaDropout):
+    active = True
+
+
+class NewMaskEachCall(MetaDropout):
+    def forward(self, x, query=False):
+        self.reset_mask(x.shape, x.device)
+        return super().forward(x, query)
+
+
+class MaskPerSample(MetaDropout):
+    def reset_mask(self, shape, device=None, dtype=None, task=None):
+        super().reset_mask(shape, device, dtype, task)
+        self.mask = draw_mask(shape, self.p, (self.seed, self.tasks.start, 99))
+
+
+class Unscaled(MetaDropout):
+    def forward(self, x, query=False):
+        return super().forward(x, query) * (1 - self.p)
+
+
+class NeverRenewed(MetaDropout):
+    def reset_mask(self, shape, device=None, dtype=None, task=None):
+        super().reset_mask(shape, device, dtype, task=0)
+
+
+class MaskWithoutGradient(MetaDropout):
+    def forward(self, x, query=False):
+        return x + (super().forward(x, query) - x).detach()
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_meta_dropout_passes(check):
+    check(MetaDropout(0.3))
+
+
+@pytest.mark.parametrize(
+    ("broken", "check"),
+    [
+        (NeverApplied, check_applied_in_train_mode),
+        (NeverApplied, check_next_task_has_another),
+        (AppliedInEval, check_off_in_eval),
+        (NewMaskEachCall, check_same_task_same_mask),
+        (NewMaskEachCall, check_support_and_query_share_it),
+        (MaskPerSample, check_samples_share_it),
+        (Unscaled, check_expectation),
+        (NeverRenewed, check_next_task_has_another),
+        (MaskWithoutGradient, check_gradients_masked_alike),
+    ],
+)
+def test_broken_layers_are_caught(broken, check):
+    with pytest.raises((AssertionError, ValueError)):
+        check(broken(0.3))
+
+
+def test_mask_shape_and_values():
+    layer = started(MetaDropout(0.25))
+    assert layer.mask.shape == (1, *SHAPE[1:])
+    assert set(layer.mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+
+
+def test_masks_of_a_batch_are_those_of_its_tasks_one_at_a_time():
+    batch, single = MetaDropout(0.3, seed=4), MetaDropout(0.3, seed=4)
+    batch.reset_mask((3, *SHAPE), "cpu")
+    assert batch.mask.shape == (3, 1, *SHAPE[1:])
+    for task in range(3):
+        assert torch.equal(batch.mask[task], started(single).mask)
+
+
+def test_task_i_mask_never_touches_task_j():
+    layer = MetaDropout(0.3)
+    layer.reset_mask((3, *SHAPE), "cpu")
+    x = torch.rand(3, *SHAPE, requires_grad=True)
+    y = layer(x)
+    for i in range(3):
+        assert torch.equal(y[i], x[i] * layer.mask[i])
+        (gradient,) = torch.autograd.grad(y[i].sum(), x, retain_graph=True)
+        assert (gradient[[j for j in range(3) if j != i]] == 0).all()
+    assert not torch.equal(layer.mask[0], layer.mask[1])
+
+
+def test_mask_depends_on_seed_task_and_site():
+    reference = started(MetaDropout(0.3, seed=1, site=2), task=7).mask
+    assert torch.equal(reference, started(MetaDropout(0.3, seed=1, site=2), task=7).mask)
+    for seed, site, task in ((2, 2, 7), (1, 3, 7), (1, 2, 8)):
+        assert not torch.equal(reference, started(MetaDropout(0.3, seed=seed, site=site), task=task).mask)
+
+
+def test_whole_channels():
+    layer = started(MetaDropout(0.4, whole_channels=True))
+    y = layer(torch.ones(SHAPE))
+    assert (y.flatten(2).min(2).values == y.flatten(2).max(2).values).all() and (y == 0).any() and (y > 0).any()
+
+
+class TestArms:
+    x = torch.ones(SHAPE)
+
+    def passes(self, arm):
+        layer = started(MetaDropout(0.3, arm))
+        return layer(self.x), layer(self.x), layer(self.x, query=True), layer(self.x, query=True)
+
+    def test_none(self):
+        assert all(torch.equal(y, self.x) for y in self.passes("none"))
+
+    def test_standard_gives_each_sample_and_call_its_own(self):
+        support, again, query, _ = self.passes("standard")
+        assert not torch.equal(support, again) and not torch.equal(support, query)
+        assert not torch.equal(support[0], support[1])
+        assert abs((support == 0).float().mean() - 0.3) < 0.05
+
+    def test_meta_shares_one(self):
+        assert all(torch.equal(y, self.passes("meta")[0]) for y in self.passes("meta"))
+
+    def test_separate_holds_one_for_support_and_one_for_query(self):
+        support, again, query, query_again = self.passes("separate")
+        assert torch.equal(support, again) and torch.equal(query, query_again) and not torch.equal(support, query)
+        assert torch.equal(support, self.passes("meta")[0]), "the support mask is that of the arm 'meta'"
+
+    def test_support_leaves_the_query_clean(self):
+        support, again, query, _ = self.passes("support")
+        assert torch.equal(support, self.passes("meta")[0]) and torch.equal(support, again)
+        assert torch.equal(query, self.x)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_is_off_in_eval_and_under_force_eval(arm):
+    layer, x = MetaDropout(0.3, arm), torch.ones(SHAPE)
+    layer.force_eval = True
+    assert torch.equal(started(layer)(x), x)
+    layer.force_eval = False
+    assert torch.equal(started(layer).eval()(x), x)
+
+
+def test_drawn_at_first_use_and_never_saved():
+    layer = MetaDropout(0.3)
+    y = layer(torch.ones(SHAPE))
+    assert (y == 0).any() and torch.equal(y, layer(torch.ones(SHAPE)))
+    assert not layer.state_dict()
+
+
+def test_a_held_mask_serves_any_dtype():
+    layer = started(MetaDropout(0.3))
+    assert layer(torch.ones(SHAPE, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.0, 1.5, float("nan")])
+def test_rates_outside_0_1(p):
+    with pytest.raises(ValueError, match="dropout rate"):
+        MetaDropout(p)
+
+
+def test_unknown_arm():
+    with pytest.raises(ValueError, match="'mete'.*none, standard, meta"):
+        MetaDropout(0.1, "mete")
+
+
+@pytest.mark.parametrize(
+    ("started_with", "arrives"),
+    [(SHAPE, (6, 8, 9, 10)), (SHAPE, (6, 4, 10, 10)), ((3, *SHAPE), (4, *SHAPE)), (SHAPE, (2, *SHAPE))],
+)
+def test_a_mask_that_does_not_fit_is_an_error(started_with, arrives):
+    layer = MetaDropout(0.3)
+    layer.reset_mask(started_with, "cpu")
+    before = layer.mask.clone()
+    with pytest.raises(ValueError, match="does not fit"):
+        layer(torch.ones(arrives))
+    assert torch.equal(layer.mask, before), "never redrawn silently"
+
+
+def test_reset_mask_refuses_other_ranks():
+    with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
+        MetaDropout(0.3).reset_mask((8, 10, 10))

@@ -1,0 +1,130 @@
+"""The chapters: they run, what they show is what the committed code gives, and the module is what they export."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2].isdigit()]
+EXERCISE = re.compile(r"^### Exercise (\d+) \((quick|real|open)\)", re.M)
+SOLUTION = re.compile(r"<summary>Solution</summary>\s*~~~~python\n(.*?)~~~~", re.S)
+NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook, slow: bool = True):
+    return [c for c in notebook.cells if c.cell_type == "code" and (slow or "#| slow" not in c.source)]
+
+
+def shown(cell) -> str:
+    "The text a cell shows: printed and displayed, images left out."
+    parts = []
+    for output in cell.outputs:
+        if output.output_type == "stream":
+            parts.append(output.text)
+        elif "image/png" not in output.get("data", {}):
+            parts.append(output.data.get("text/html") or output.data.get("text/plain", ""))
+    return "\n".join(parts)
+
+
+def same_text(stored: str, now: str) -> bool:
+    "Equal words, and numbers equal to about 2 %: another processor rounds differently, and training amplifies that."
+    if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
+        return False
+    pairs = zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True)
+    return all(abs(float(a) - float(b)) <= 0.02 * max(abs(float(a)), abs(float(b)), 1) for a, b in pairs)
+
+
+def exercise_cells(notebook) -> list:
+    "Cells that fail unless each checker refuses its stub, saying something helpful, and accepts its solution."
+    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    cells = []
+    for number, solution in enumerate(SOLUTION.findall(prose), start=1):
+        cells += [
+            f"from contextlib import redirect_stdout\nfrom io import StringIO\n"
+            f"with redirect_stdout(StringIO()) as said:\n    accepted = check_{number}(exercise_{number})\n"
+            f"assert not accepted, 'exercise {number}: the checker accepts the stub'\n"
+            f"assert len(said.getvalue().split()) >= 4, 'exercise {number}: the checker does not say what is missing'",
+            solution,
+            f"assert check_{number}(exercise_{number}), 'exercise {number}: the checker refuses the solution'",
+        ]
+    return [nbformat.v4.new_code_cell(source) for source in cells]
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_five_exercises_with_hints_and_solutions(path):
+    prose = "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+    assert sorted(kind for _, kind in EXERCISE.findall(prose)) == ["open", "quick", "quick", "real", "real"]
+    assert len(SOLUTION.findall(prose)) == prose.count("<summary>Hint</summary>") == 5
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_runs_top_to_bottom_and_shows_what_is_stored(path):
+    stored = read(path)
+    fresh = read(path)
+    exercises = exercise_cells(fresh)
+    fresh.cells = [c for c in fresh.cells if c.cell_type != "code" or "#| slow" not in c.source] + exercises
+    env = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    client = NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    try:
+        client.execute(env=env)
+    except CellExecutionError as error:
+        pytest.fail(f"{path.name}: {error}", pytrace=False)
+    for before, now in zip(code_cells(stored, slow=False), code_cells(fresh), strict=False):
+        if "#| timing" not in before.source:
+            assert same_text(shown(before), shown(now)), f"{path.name} shows something else now:\n{before.source}"
+            pictures = [sum("image/png" in o.get("data", {}) for o in c.outputs) for c in (before, now)]
+            assert pictures[0] == pictures[1], f"{path.name}: run the chapter and store its outputs:\n{before.source}"
+
+
+def test_the_comparison_of_outputs_can_fail():
+    assert same_text("loss 1.000, 3 of 4", "loss 1.001, 3 of 4")
+    assert not same_text("loss 1.00", "loss 1.10") and not same_text("helps 1", "hurts 1")
+
+
+def test_module_is_what_the_notebooks_export(tmp_path):
+    "nbdev_export, in a copy, changes nothing."
+    for name in ("settings.ini", "setup.py", "README.md"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(["cp", "-r", ROOT / "nbs", ROOT / "metadropout_nb", tmp_path], check=True)
+    for file in (tmp_path / "metadropout_nb").glob("*.py"):
+        if file.name != "__init__.py":
+            file.unlink()
+    env = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
+    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, env=env)
+    exported = {file.name: file.read_text() for file in (tmp_path / "metadropout_nb").glob("*.py")}
+    committed = {file.name: file.read_text() for file in (ROOT / "metadropout_nb").glob("*.py")}
+    assert exported.keys() == committed.keys()
+    for name in committed:
+        assert exported[name] == committed[name], f"{name} is not what the notebooks export: run nbdev_export"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_clean(path):
+    notebook = read(path)
+    for cell in code_cells(notebook):
+        assert cell.execution_count is None, "run nbdev_clean"
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+        text = str(cell.outputs)
+        assert not re.search(r"/(?:work|root|tmp|home)/", text), f"a path of a machine in the outputs of:\n{cell.source}"
+        assert len(text) < 1_000_000, cell.source
+        if "image/png" in text:
+            assert "#| fig-alt:" in cell.source and "#| fig-cap:" in cell.source, f"no caption or alt text:\n{cell.source}"
+
+
+def test_formatted_and_free_of_lint():
+    ruff = Path(sys.executable).with_name("ruff")
+    for words in (["format", "--check"], ["check"]):
+        result = subprocess.run([ruff, *words, ROOT], capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr

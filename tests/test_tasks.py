@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from metadropout_nb.omniglot import Characters
+from metadropout_nb.tasks import TaskSampler
+
+
+@pytest.fixture(scope="module")
+def numbered() -> Characters:
+    "Every drawing is one gray value: class times 10 plus drawing."
+    values = torch.arange(12)[:, None] * 10 + torch.arange(8)
+    return Characters(values.to(torch.uint8)[..., None, None].repeat(1, 1, 2, 2), tuple(map(str, range(12))))
+
+
+@pytest.fixture(scope="module")
+def many(numbered):
+    return TaskSampler(numbered, n_way=5, k_shot=2, n_query=3, seed=3).sample(400)
+
+
+def test_shapes_types_and_range(many):
+    assert many.support_x.shape == (400, 10, 1, 2, 2) and many.query_x.shape == (400, 15, 1, 2, 2)
+    assert many.support_y.shape == (400, 10) and many.query_y.shape == (400, 15)
+    assert many.support_x.dtype == torch.float32 and many.support_y.dtype == torch.int64
+    assert 0 <= many.query_x.min() and many.query_x.max() <= 1
+
+
+def test_classes_of_a_task_are_distinct(many):
+    assert all(len(set(task.tolist())) == 5 for task in many.classes)
+
+
+def test_no_drawing_twice_in_a_task(many):
+    drawings = torch.cat([many.support, many.query], 1)[..., 0, 0]
+    assert all(len(set(task.tolist())) == 25 for task in drawings)
+
+
+def test_labels_tell_the_class_of_their_image(many):
+    for images, labels in ((many.support, many.support_y), (many.query, many.query_y)):
+        assert torch.equal(images[..., 0, 0].long() // 10, many.classes.gather(1, labels))
+
+
+def test_every_label_as_often_as_asked(many):
+    assert (many.support_y.sort(1).values == torch.arange(5).repeat_interleave(2)).all()
+    assert (many.query_y.sort(1).values == torch.arange(5).repeat_interleave(3)).all()
+
+
+@pytest.mark.parametrize("of", ["label", "place"])
+def test_neither_label_nor_place_tells_the_class(numbered, of):
+    tasks = TaskSampler(numbered, n_way=5, k_shot=1, n_query=1, seed=0).sample(3000)
+    classes = tasks.classes if of == "label" else tasks.support[..., 0, 0].long() // 10
+    counts = torch.stack([(classes == c).sum(0) for c in range(12)])
+    expected = 3000 / 12
+    chi2 = ((counts - expected) ** 2 / expected).sum().item()
+    assert chi2 < 100, "55 degrees of freedom: 99.98 % of fair samplers stay below"
+
+
+def test_place_does_not_tell_the_label(many):
+    assert not (many.support_y == many.support_y[0]).all()
+    assert (many.query_y[:, 0] == 0).float().mean() < 0.35
+
+
+def test_equal_seeds_equal_tasks_and_others_not(numbered):
+    a, b, c = (TaskSampler(numbered, k_shot=1, n_query=2, seed=seed).sample(3) for seed in (5, 5, 6))
+    assert torch.equal(a.support, b.support) and torch.equal(a.query_y, b.query_y)
+    assert not torch.equal(a.classes, c.classes)
+
+
+def test_task_i_depends_on_seed_and_i_alone(numbered):
+    whole = TaskSampler(numbered, k_shot=1, n_query=2, seed=5)
+    parts = TaskSampler(numbered, k_shot=1, n_query=2, seed=5)
+    all_at_once, one_by_one = whole.sample(6), [parts.sample(1) for _ in range(6)]
+    assert torch.equal(all_at_once.query, torch.cat([part.query for part in one_by_one]))
+    parts.next_task = 4
+    assert torch.equal(parts.sample(2).support, all_at_once[4:].support)
+
+
+def test_one_task_has_no_leading_dimension(many):
+    assert many[3].support_x.shape == (10, 1, 2, 2) and many[2:4].query_x.shape == (2, 15, 1, 2, 2)
+    assert many.to("cpu").support_y.shape == (400, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_way": 13}, "13-way task needs 13 classes, there are 12"),
+        ({"k_shot": 5, "n_query": 4}, "9 different drawings.*there are 8"),
+        ({"n_way": 0}, "at least 1"),
+        ({"n_query": 0}, "at least 1"),
+    ],
+)
+def test_impossible_tasks(numbered, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TaskSampler(numbered, **{"n_way": 5, "k_shot": 1, "n_query": 2} | arguments)
+
+
+def test_no_tasks_at_all(numbered):
+    with pytest.raises(ValueError, match="at least one task"):
+        TaskSampler(numbered, n_query=2).sample(0)
