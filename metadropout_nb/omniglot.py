@@ -207,8 +207,12 @@ def _stack(
 
 
 def _decode(file) -> np.ndarray:  # uint8 `[H, W]`, ink high
-    "An image file with dark ink on light paper, as gray."
+    "An image file with dark ink on light paper, as gray; where it is transparent, the paper is white."
     with Image.open(file) as image:
+        if image.mode.startswith(("I", "F")):
+            raise OSError(f"pixels of mode {image.mode} where 8 bits a channel are expected")
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
         return 255 - np.asarray(image.convert("L"))
 
 # %% ../nbs/00_omniglot.ipynb #39cd07fc
@@ -233,6 +237,9 @@ def load_folder(
             except OSError as error:
                 raise ValueError(f"{file} cannot be read as an image ({error}); remove or replace it") from error
     characters = _stack(drawings, root)
+    height, width = characters.images.shape[-2:]
+    if height != width:
+        raise ValueError(f"{root}: the images are {height}x{width} (height, width), but networks here take square ones")
     return Characters(resize(characters.images, size), characters.names) if size else characters
 
 # %% ../nbs/00_omniglot.ipynb #32d16bcb
@@ -285,7 +292,7 @@ def _load_cached(path: Path) -> Characters | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             return Characters(torch.from_numpy(stored["images"]), tuple(stored["names"].tolist()))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         warnings.warn(f"{path} is damaged ({error}) and is built again", stacklevel=3)

@@ -162,6 +162,22 @@ class TestLoadFolder:
             load_folder(tmp_path)
 
 
+    def test_transparent_paper_is_white_and_16_bits_are_refused(self, tmp_path):
+        see_through = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
+        see_through.putpixel((3, 2), (0, 0, 0, 255))
+        (tmp_path / "one").mkdir()
+        see_through.save(tmp_path / "one" / "1.png")
+        assert load_folder(tmp_path, None).images.sum() == 255
+        Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "one" / "1.png")
+        with pytest.raises(ValueError, match="8 bits a channel"):
+            load_folder(tmp_path, None)
+
+    def test_images_that_are_not_square(self, tmp_path):
+        draw(tmp_path / "one" / "1.png", size=(20, 30))
+        with pytest.raises(ValueError, match="20x30"):
+            load_folder(tmp_path)
+
+
 class TestGlyphs:
     def test_seeded_and_independent_of_their_number(self):
         few, many = glyphs(2, 3, size=20), glyphs(5, 3, size=20)
