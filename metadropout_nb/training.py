@@ -6,9 +6,11 @@
 __all__ = ['task_losses', 'task_accuracies', 'class_means', 'Learner', 'PrototypicalNetwork', 'History', 'fit', 'Evaluation',
            'evaluate']
 
-# %% ../nbs/04_training.ipynb #520a3f6b
+# %% ../nbs/04_training.ipynb #804db435
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +20,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from torch import nn
 from torch.func import functional_call
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .embedding_network import EmbeddingNetwork
 from .tasks import TaskBatch, TaskSampler
@@ -98,6 +100,16 @@ class Learner(nn.Module):
         """Logits of the query samples. In train mode, each call starts new tasks with new masks.
 
         Raises `ValueError` where shapes do not belong together, or labels miss a class or lie beyond `num_classes`."""
+        return self.run_tasks(self.task_logits, support_x, support_y, query_x)
+
+    def run_tasks(
+        self,
+        function: Callable[..., Any],  # of one task: `function(masks, support_x, support_y, query_x)`
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        query_x: torch.Tensor,
+    ) -> Any:  # what `function` returns, with a leading T where there is one
+        "Check what came in, start its tasks, and run `function` on each."
         self._check(support_x, support_y, query_x)
         masks: list[dict[str, torch.Tensor]] = [{}]
         if self.training:
@@ -105,7 +117,7 @@ class Learner(nn.Module):
             passes = self.support_passes if self.network.dropout == "standard" else 1
             masks = [self.network.masks(support_x.shape, query_x.shape, call) for call in range(passes)]
         batched = support_x.dim() == 5
-        return self.network.per_task(self.task_logits, masks, support_x, support_y, query_x, batched=batched)
+        return self.network.per_task(function, masks, support_x, support_y, query_x, batched=batched)
 
     def _check(self, support_x: torch.Tensor, support_y: torch.Tensor, query_x: torch.Tensor) -> None:
         if support_x.dim() not in (4, 5) or support_x.dim() != query_x.dim():
