@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .meta_dropout import ARMS, check_arm
 from .omniglot import Characters, glyphs, load_omniglot

@@ -54,7 +54,9 @@ def test_masks_sit_between_relu_and_pool(x):
     block.pool.register_forward_hook(lambda module, inputs, output: seen.update(pooled=inputs[0]))
     net(x)
     assert seen["before"].min() == 0 and seen["before"].shape[-1] == SIZE, "after ReLU, before the pool"
-    assert torch.equal(seen["after"], seen["pooled"]) and torch.equal(seen["after"], seen["before"] * block.dropout.mask)
+    assert torch.equal(seen["after"], seen["pooled"]) and torch.equal(
+        seen["after"], seen["before"] * block.dropout.mask
+    )
 
 
 def test_a_fourth_rate_adds_a_site(x):
@@ -150,7 +152,9 @@ class TestStatisticsAtTest:
             net(others)
             return not torch.allclose(net(x, query=True)[0], net(torch.cat([x[:1], others]), query=True)[0], atol=1e-5)
 
-    @pytest.mark.parametrize(("statistics", "leaks"), [("running", False), ("support", False), ("transductive", True), ("mixed", False)])
+    @pytest.mark.parametrize(
+        ("statistics", "leaks"), [("running", False), ("support", False), ("transductive", True), ("mixed", False)]
+    )
     def test_leak_between_query_samples(self, trained, tasks, statistics, leaks):
         trained.statistics = statistics
         assert self.leaks(trained, tasks.query_x[0], tasks.query_x[1]) == leaks

@@ -117,10 +117,14 @@ def test_committed_clean(path):
         for output in cell.outputs:
             assert output.output_type != "error", cell.source
         text = str(cell.outputs)
-        assert not re.search(r"/(?:work|root|tmp|home)/", text), f"a path of a machine in the outputs of:\n{cell.source}"
+        assert not re.search(r"/(?:work|root|tmp|home)/", text), (
+            f"a path of a machine in the outputs of:\n{cell.source}"
+        )
         assert len(text) < 1_000_000, cell.source
         if "image/png" in text:
-            assert "#| fig-alt:" in cell.source and "#| fig-cap:" in cell.source, f"no caption or alt text:\n{cell.source}"
+            assert "#| fig-alt:" in cell.source and "#| fig-cap:" in cell.source, (
+                f"no caption or alt text:\n{cell.source}"
+            )
 
 
 def test_formatted_and_free_of_lint():

@@ -161,7 +161,6 @@ class TestLoadFolder:
         with pytest.raises(ValueError, match="2.png cannot be read"):
             load_folder(tmp_path)
 
-
     def test_transparent_paper_is_white_and_16_bits_are_refused(self, tmp_path):
         see_through = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
         see_through.putpixel((3, 2), (0, 0, 0, 255))

@@ -21,7 +21,7 @@ def test_shapes_types_and_range(many):
     assert many.support_x.shape == (400, 10, 1, 2, 2) and many.query_x.shape == (400, 15, 1, 2, 2)
     assert many.support_y.shape == (400, 10) and many.query_y.shape == (400, 15)
     assert many.support_x.dtype == torch.float32 and many.support_y.dtype == torch.int64
-    assert 0 <= many.query_x.min() and many.query_x.max() <= 1
+    assert many.query_x.min() >= 0 and many.query_x.max() <= 1
 
 
 def test_classes_of_a_task_are_distinct(many):
