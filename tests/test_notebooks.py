@@ -14,7 +14,8 @@ from nbclient.exceptions import CellExecutionError
 
 CHAPTERS = [path for path in NOTEBOOKS if path.stem[:2].isdigit()]
 EXERCISE = re.compile(r"^### Exercise (\d+) \((quick|real|open)\)", re.M)
-SOLUTION = re.compile(r"<summary>Solution</summary>\s*~~~~python\n(.*?)~~~~", re.S)
+SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.S)
+FENCE = re.compile(r"^~~~~python\n(.*?)^~~~~", re.S | re.M)
 NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -39,6 +40,7 @@ def shown(cell) -> str:
 
 def same_text(stored: str, now: str) -> bool:
     "Equal words, and numbers equal to about 2 %: another processor rounds differently, and training amplifies that."
+    stored, now = " ".join(stored.split()), " ".join(now.split())
     if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
         return False
     pairs = zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True)
@@ -49,7 +51,8 @@ def exercise_cells(notebook) -> list:
     "Cells that fail unless each checker refuses its stub, saying something helpful, and accepts its solution."
     prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     cells = []
-    for number, solution in enumerate(SOLUTION.findall(prose), start=1):
+    for number, text in enumerate(SOLUTION.findall(prose), start=1):
+        solution = "\n".join(FENCE.findall(text))
         cells += [
             f"from contextlib import redirect_stdout\nfrom io import StringIO\n"
             f"with redirect_stdout(StringIO()) as said:\n    accepted = check_{number}(exercise_{number})\n"
@@ -82,7 +85,8 @@ def test_runs_top_to_bottom_and_shows_what_is_stored(path):
         pytest.fail(f"{path.name}: {error}", pytrace=False)
     for before, now in zip(code_cells(stored, slow=False), code_cells(fresh), strict=False):
         if "#| timing" not in before.source:
-            assert same_text(shown(before), shown(now)), f"{path.name} shows something else now:\n{before.source}"
+            change = f"{path.name}: this cell\n{before.source}\nshows\n{shown(now)}\nbut stored is\n{shown(before)}"
+            assert same_text(shown(before), shown(now)), change
             pictures = [sum("image/png" in o.get("data", {}) for o in c.outputs) for c in (before, now)]
             assert pictures[0] == pictures[1], f"{path.name}: run the chapter and store its outputs:\n{before.source}"
 
