@@ -56,6 +56,9 @@ def _clear_errors() -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
         raise typer.Exit(1) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. What was finished is kept: the same command goes on from there.")
+        raise typer.Exit(130) from None
 
 # %% ../nbs/cli.ipynb #1e34bfcb
 LearnerName = Enum("LearnerName", {name: name for name in LEARNERS}, type=str)

@@ -32,6 +32,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from tqdm import tqdm
 
+from .eb_meta_network import MetaNetwork
 from .meta_dropout import ARMS, check_arm
 from .omniglot import Characters, glyphs, load_omniglot
 from .original_meta_network import OriginalMetaNetwork
@@ -39,7 +40,11 @@ from .tasks import TaskBatch, TaskSampler
 from .training import Evaluation, History, Learner, PrototypicalNetwork, evaluate, fit
 
 # %% ../nbs/08_comparison.ipynb #990f1243
-LEARNERS: dict[str, type[Learner]] = {"proto": PrototypicalNetwork, "original": OriginalMetaNetwork}
+LEARNERS: dict[str, type[Learner]] = {
+    "proto": PrototypicalNetwork,
+    "eb": MetaNetwork,
+    "original": OriginalMetaNetwork,
+}
 TEST_SEED = 20_260_000  # of the frozen test tasks, the same for every run
 
 
@@ -186,6 +191,8 @@ def sweep(
     "Run what is not there yet, each run writing its own file as it finishes."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass  # a folder that cannot be written is found out before the training, not after it
     paths = {run: folder / f"{run.name}.json" for run in runs}
     todo = [run for run, path in paths.items() if not _finished(run, path)]
     for data, size in {(run.data, run.size) for run in todo}:

@@ -179,7 +179,7 @@ def test_a_damaged_learner_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"learner": "mnl"}, "unknown learner 'mnl': choose one of proto, original"),
+        ({"learner": "mnl"}, "unknown learner 'mnl': choose one of proto, eb, original"),
         ({"arm": "all"}, "unknown dropout arm"),
         ({"data": "mnist"}, "unknown data 'mnist'"),
     ],
