@@ -80,7 +80,7 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="3 means the seeds 0, 1 and 2.")] = 3,
     data: Data = DataName.glyphs,
     size: Size = 28,
-    tasks: Tasks = 240,
+    tasks: Tasks = 200,
     test_tasks: TestTasks = 100,
     out: Annotated[Path, typer.Option(help="Folder of the results: one JSON file a finished run.")] = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = CORES,
@@ -132,7 +132,7 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="Of weights, training tasks and masks.")] = 0,
     data: Data = DataName.glyphs,
     size: Size = 28,
-    tasks: Tasks = 240,
+    tasks: Tasks = 200,
     threads: Threads = CORES,
 ) -> None:
     "Train one learner and save it: weights as safetensors, how it was made as JSON."
