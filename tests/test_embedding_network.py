@@ -98,7 +98,7 @@ def test_a_batch_equals_its_tasks_one_at_a_time(tasks, arm, query):
         assert (p.grad - q.grad).abs().max() <= 1e-10 * max(1, q.grad.abs().max())
 
 
-def test_shared_batch_statistics_would_be_caught(tasks, monkeypatch):
+def test_shared_batch_statistics_would_be_caught(tasks):
     "The comparison above fails on a network that normalises all tasks of a batch together."
     images = tasks.query_x.double()
     net = network(dropout="none").double()
