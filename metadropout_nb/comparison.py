@@ -33,6 +33,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from .eb_meta_network import MetaNetwork
+from .maml import MAML
 from .meta_dropout import ARMS, check_arm
 from .omniglot import Characters, glyphs, load_omniglot
 from .original_meta_network import OriginalMetaNetwork
@@ -44,6 +45,7 @@ LEARNERS: dict[str, type[Learner]] = {
     "proto": PrototypicalNetwork,
     "eb": MetaNetwork,
     "original": OriginalMetaNetwork,
+    "maml": MAML,
 }
 TEST_SEED = 20_260_000  # of the frozen test tasks, the same for every run
 
