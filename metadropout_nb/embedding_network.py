@@ -8,6 +8,7 @@ __all__ = ['STATISTICS', 'TaskBatchNorm', 'ConvBlock', 'TaskModule', 'EmbeddingN
 # %% ../nbs/03_embedding_network.ipynb #c76678a5
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +35,11 @@ class TaskBatchNorm(nn.BatchNorm2d):
             samples = x.numel() // self.num_features
             mean, var = x.new_zeros(self.num_features), x.new_zeros(self.num_features)
             # With momentum 1, the "running" statistics that come back are the batch's own.
-            y = F.batch_norm(x, mean, var, self.weight, self.bias, training=True, momentum=1.0, eps=self.eps)
+            normalise = partial(F.batch_norm, x, mean, var, training=True, momentum=1.0, eps=self.eps)
+            if isinstance(self.weight, nn.Parameter):
+                y = normalise(weight=self.weight, bias=self.bias)
+            else:  # a task's own weights: under vmap, torch's fused form has wrong second derivatives
+                y = torch.addcmul(self.bias[:, None, None], normalise(), self.weight[:, None, None])
             self.batch_statistics = mean.detach(), var.detach()
             self.kept = mean.detach(), var.detach() * (samples - 1) / samples
             return y
@@ -101,7 +106,7 @@ class TaskModule(nn.Module):
             output, statistics = one_task(*(tree_map(lambda tensor: tensor[0], one) if batched else one))
             output = tree_map(lambda tensor: tensor[None], output) if batched else output
             statistics = statistics[None]
-        if self.training:
+        if self.training and statistics.numel():  # passes inside `unrecorded` left none
             self._record(statistics.flatten(0, 1))
         return output
 

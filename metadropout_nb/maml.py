@@ -41,8 +41,8 @@ class MAML(Learner):
     ):
         if inner_steps < 0 or int(inner_steps) != inner_steps:
             raise ValueError(f"inner_steps must be a whole number from 0 on, got {inner_steps}")
-        if not inner_lr > 0:
-            raise ValueError(f"inner_lr must be positive, got {inner_lr}")
+        if not 0 < inner_lr < float("inf"):
+            raise ValueError(f"inner_lr must be positive and finite, got {inner_lr}")
         super().__init__(num_classes, EmbeddingNetwork(embedding_dim, dropout_rates, statistics=statistics, **network))
         self.head = nn.Linear(embedding_dim, num_classes)
         self.inner_steps, self.first_order = inner_steps, first_order

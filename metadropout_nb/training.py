@@ -157,6 +157,16 @@ class PrototypicalNetwork(Learner):
         return -(queries[:, None] - prototypes).square().sum(-1)
 
 # %% ../nbs/04_training.ipynb #b2e897d3
+def _check_finite(losses: torch.Tensor, kind: str, first: int) -> None:
+    "Name the first task whose loss is not finite."
+    if not losses.isfinite().all():
+        bad = first + int((~losses.isfinite()).nonzero()[0])
+        raise FloatingPointError(
+            f"the loss of {kind} task {bad} is not finite. A smaller learning rate is the usual cure; "
+            "the weights are those of the last update"
+        )
+
+
 def _accumulate(
     learner: Learner, tasks: TaskBatch, chunk: int, first: int, device: torch.device
 ) -> tuple[float, float]:  # mean loss, mean accuracy
@@ -167,12 +177,7 @@ def _accumulate(
             part = tasks[i : i + chunk].to(device)
             logits = learner(part.support_x, part.support_y, part.query_x)
             loss = task_losses(logits, part.query_y)
-            if not loss.isfinite().all():
-                bad = first + i + int((~loss.isfinite()).nonzero()[0])
-                raise FloatingPointError(
-                    f"the loss of training task {bad} is not finite; the weights are those before its update. "
-                    "A smaller learning rate is the usual cure"
-                )
+            _check_finite(loss, "training", first + i)
             (loss.sum() / len(tasks)).backward()
             losses.append(loss.detach())
             accuracies.append(task_accuracies(logits, part.query_y))
@@ -313,7 +318,9 @@ def evaluate(
     chunk: int = 1,  # tasks held in memory at a time
     progress: bool = False,  # show a progress bar
 ) -> Evaluation:
-    "Test a learner, in eval mode, and leave it in the mode it was in."
+    """Test a learner, in eval mode, and leave it in the mode it was in.
+
+    Raises `FloatingPointError` at the first loss that is not finite."""
     device = next(learner.parameters()).device
     training = learner.training
     learner.eval()
@@ -324,9 +331,13 @@ def evaluate(
                 range(0, len(tasks), chunk), unit="task", unit_scale=chunk, leave=False, disable=not progress
             ):
                 part = tasks[i : i + chunk].to(device)
-                logits = learner(part.support_x, part.support_y, part.query_x)
+                try:
+                    logits = learner(part.support_x, part.support_y, part.query_x)
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"in the batch that begins with test task {i}: {error}") from error
                 accuracies.append(task_accuracies(logits, part.query_y))
                 losses.append(task_losses(logits, part.query_y))
+                _check_finite(losses[-1], "test", i)
     finally:
         learner.train(training)
     return Evaluation(torch.cat(accuracies).cpu().numpy(), torch.cat(losses).double().cpu().numpy())

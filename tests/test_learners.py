@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metadropout_nb.comparison import LEARNERS
+from metadropout_nb.maml import MAML
 from metadropout_nb.meta_dropout import ARMS
 from metadropout_nb.original_meta_network import MetaLearner
 from metadropout_nb.training import class_means, task_losses
@@ -75,17 +76,40 @@ def test_same_task_refuses_another_number_of_tasks(kind, tasks):
             learner(tasks[0].support_x, tasks[0].support_y, tasks[0].query_x)
 
 
-def test_support_and_query_meet_the_same_masks(kind, tasks):
-    "With the support set as query set, equal masks embed both alike; the arm 'separate' does not."
-    task = tasks[0]
-    seen = []
-    for arm in ("meta", "separate"):
-        learner = build(kind, dropout=arm)
-        calls = []
-        learner.network.register_forward_hook(lambda module, inputs, output, calls=calls: calls.append(output.detach()))
-        learner(task.support_x, task.support_y, task.support_x)
-        seen.append(torch.equal(calls[0], calls[-1]))
-    assert seen == [True, False]
+def passes(learner, task):
+    "What the first site does in each pass: where it drops something that was not zero, and where it keeps something."
+    found = []
+
+    def look(site, inputs, output):
+        found.append((((inputs[0] > 0) & (output == 0)).any(0), (output > 0).any(0)))
+
+    handle = learner.network.sites[0].register_forward_hook(look)
+    learner(task.support_x, task.support_y, task.query_x)
+    handle.remove()
+    return found
+
+
+def clash(one, other):
+    return bool(((one[0] & other[1]) | (one[1] & other[0])).any())
+
+
+@pytest.mark.parametrize(
+    ("arm", "support_clashes", "query_clashes"),
+    [("meta", False, False), ("separate", False, True), ("standard", True, True)],
+)
+def test_masks_of_a_task_in_each_arm(kind, tasks, arm, support_clashes, query_clashes):
+    learner = build(kind, dropout=arm)
+    *support, query = passes(learner, tasks[0])
+    assert all(dropped.any() for dropped, _ in (*support, query)), "something is dropped"
+    assert all(clash(one, support[0]) is support_clashes for one in support)
+    assert clash(query, support[0]) is query_clashes
+    assert clash(passes(learner, tasks[1])[0], support[0]), "the next task has masks of its own"
+
+
+def test_the_arm_support_leaves_the_query_pass_clean(kind, tasks):
+    *support, query = passes(build(kind, dropout="support"), tasks[0])
+    assert all(dropped.any() for dropped, _ in support) and not query[0].any()
+    assert not any(clash(one, support[0]) for one in support)
 
 
 def test_eval_gives_equal_answers_and_single_and_batched_shapes(kind, tasks):
@@ -110,6 +134,9 @@ def test_order_of_support_samples_does_not_matter_and_labels_do(kind, tasks):
     shuffled = torch.tensor([5, 3, 0, 1, 4, 2])
     assert torch.allclose(learner(support[shuffled], task.support_y[shuffled], query), logits, atol=1e-10)
     renamed = torch.tensor([2, 0, 1])
+    if kind is MAML:  # its classes start from rows of their own
+        head = learner.head
+        head.weight.data[renamed], head.bias.data[renamed] = head.weight.data.clone(), head.bias.data.clone()
     assert torch.allclose(learner(support, renamed[task.support_y], query)[:, renamed], logits, atol=1e-10)
 
 
