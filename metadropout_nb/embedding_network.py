@@ -27,28 +27,51 @@ class TaskBatchNorm(nn.BatchNorm2d):
     `batch_statistics` for the network to collect."""
 
     source = "own"  # whose statistics normalise: "own", "running", or "kept" from the last own pass
+    fused = True  # whether torch's fused form may apply the weights; under `vmap` its second derivatives are wrong
     batch_statistics: tuple[torch.Tensor, torch.Tensor] | None = None  # mean and unbiased variance of the last own pass
     kept: tuple[torch.Tensor, torch.Tensor] | None = None  # what that pass was normalised by: mean and biased variance
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.source == "own":
-            samples = x.numel() // self.num_features
-            mean, var = x.new_zeros(self.num_features), x.new_zeros(self.num_features)
-            # With momentum 1, the "running" statistics that come back are the batch's own.
-            normalise = partial(F.batch_norm, x, mean, var, training=True, momentum=1.0, eps=self.eps)
-            if isinstance(self.weight, nn.Parameter):
-                y = normalise(weight=self.weight, bias=self.bias)
-            else:  # a task's own weights: under vmap, torch's fused form has wrong second derivatives
-                y = torch.addcmul(self.bias[:, None, None], normalise(), self.weight[:, None, None])
-            self.batch_statistics = mean.detach(), var.detach()
-            self.kept = mean.detach(), var.detach() * (samples - 1) / samples
-            return y
+        if self.source != "own":
+            scale, shift = (part[:, None, None] for part in self.scale_and_shift(*self.fixed_statistics()))
+            return x * scale + shift
+        samples = x.numel() // self.num_features
+        mean, var = x.new_zeros(self.num_features), x.new_zeros(self.num_features)
+        # With momentum 1, the "running" statistics that come back are the batch's own.
+        normalise = partial(F.batch_norm, x, mean, var, training=True, momentum=1.0, eps=self.eps)
+        if self.fused:
+            y = normalise(weight=self.weight, bias=self.bias)
+        else:
+            y = torch.addcmul(self.bias[:, None, None], normalise(), self.weight[:, None, None])
+        self.observe(mean, var * (samples - 1) / samples, samples)
+        return y
+
+    def observe(
+        self,
+        mean: torch.Tensor,  # `[C]`
+        var: torch.Tensor,  # `[C]`, divided by the number of samples
+        samples: int,
+    ) -> None:
+        "Keep the statistics of an own pass."
+        mean, var = mean.detach(), var.detach()
+        self.kept, self.batch_statistics = (mean, var), (mean, var * samples / (samples - 1))
+
+    def fixed_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:  # mean and variance, each `[C]`
+        "The running statistics or those of the last own pass. `ValueError` before there are any."
         if self.source == "kept" and self.kept is None:
             raise ValueError(
                 "with the support set's statistics, the support set has to be embedded before the query set"
             )
-        mean, var = (self.running_mean, self.running_var) if self.source == "running" else self.kept
-        return F.batch_norm(x, mean, var, self.weight, self.bias, training=False, eps=self.eps)
+        return self.kept if self.source == "kept" else (self.running_mean, self.running_var)
+
+    def scale_and_shift(
+        self,
+        mean: torch.Tensor,  # `[C]`
+        var: torch.Tensor,  # `[C]`
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # each `[C]`
+        "Batch norm by given statistics, as `y = scale * x + shift`."
+        scale = self.weight * (var + self.eps).rsqrt()
+        return scale, self.bias - mean * scale
 
 # %% ../nbs/03_embedding_network.ipynb #3bfb426f
 class ConvBlock(nn.Module):
@@ -67,7 +90,27 @@ class ConvBlock(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: torch.Tensor, query: bool = False) -> torch.Tensor:
-        return self.pool(self.dropout(F.relu(self.norm(self.conv(x))), query))
+        own = self.norm.source == "own"
+        if own and self.conv.in_channels > 1:
+            y = self.norm(self.conv(x))
+        else:  # with known statistics batch norm is an affine map, and the convolution can do that as well
+            statistics = self.output_statistics(x) if own else self.norm.fixed_statistics()
+            scale, shift = self.norm.scale_and_shift(*statistics)
+            weight, bias = self.conv.weight * scale[:, None, None, None], self.conv.bias * scale + shift
+            y = F.conv2d(x, weight, bias, padding=1)
+        return F.relu(self.pool(self.dropout(y, query)))
+
+    def output_statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # each `[F]`
+        "Mean and variance of the convolution's output, from the patches of `x`: cheap where `x` has one channel."
+        patches = F.unfold(x, 3, padding=1)  # `[B, 9 C, H W]`
+        centre = patches.mean((0, 2))
+        spread = patches - centre[:, None]
+        samples = len(patches) * patches.shape[2]
+        covariance = (spread @ spread.mT).sum(0) / samples
+        filters = self.conv.weight.flatten(1)
+        mean, var = filters @ centre + self.conv.bias, ((filters @ covariance) * filters).sum(1)
+        self.norm.observe(mean, var, samples)
+        return mean, var
 
 # %% ../nbs/03_embedding_network.ipynb #635b26fc
 class TaskModule(nn.Module):
@@ -99,7 +142,10 @@ class TaskModule(nn.Module):
                 output = function(masks, *inputs)
             return output, torch.stack(passes) if passes else inputs[0].new_zeros(0)
 
-        if batched and len(inputs[0]) > 1:
+        together = batched and len(inputs[0]) > 1
+        for norm in self.norms:
+            norm.fused = not together
+        if together:
             output, statistics = vmap(one_task)(masks, *inputs)
         else:
             one = (masks, *inputs)
@@ -323,7 +369,7 @@ class EmbeddingNetwork(TaskModule):
         source = "own" if self.training else STATISTICS[self.statistics][query]
         for norm in self.norms:
             norm.source = source
-        x = images
+        x = images.reshape(len(images), *images.shape[2:], 1).permute(0, 3, 1, 2)  # channels last, though there is one
         for block in self.blocks:
             x = block(x, query)
         if source == "own":

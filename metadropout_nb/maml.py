@@ -36,7 +36,7 @@ class MAML(Learner):
         learn_inner_lr: bool = False,  # one inner learning rate a parameter tensor, learned in the outer loop
         embedding_dim: int = 64,
         dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),  # one a block
-        statistics: str = "mixed",  # batch norm at test: "mixed", "support" or "transductive"
+        statistics: str = "support",  # batch norm at test: "support", "mixed" or "transductive"
         **network,  # further arguments of `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
         if inner_steps < 0 or int(inner_steps) != inner_steps:

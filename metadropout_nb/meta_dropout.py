@@ -86,13 +86,14 @@ class MetaDropout(nn.Module):
             samples = samples if self.dropout == "standard" else 1
             height, width = (1, 1) if self.whole_channels else (height, width)
             key = (self.seed, task, self.site, int(query), call)
-            return draw_mask((samples, channels, height, width), self.p, key, device, dtype)
+            mask = draw_mask((samples, channels, height, width), self.p, key, device, dtype)
+            return mask.movedim(-3, -1).contiguous()  # in memory as the activations are: channels last
 
         parts = {"mask": shape}
         if self.dropout in ("standard", "separate"):
             parts["query_mask"] = query_shape or shape
         masks = {
-            name: torch.stack([of_one_task(task, shape, name == "query_mask") for task in self.tasks])
+            name: torch.stack([of_one_task(task, shape, name == "query_mask") for task in self.tasks]).movedim(-1, -3)
             for name, shape in parts.items()
         }
         return masks if len(shape) == 5 else {name: mask[0] for name, mask in masks.items()}

@@ -1,9 +1,10 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from metadropout_nb.embedding_network import EmbeddingNetwork, TaskBatchNorm
-from metadropout_nb.meta_dropout import ARMS
+from metadropout_nb.embedding_network import ConvBlock, EmbeddingNetwork, TaskBatchNorm
+from metadropout_nb.meta_dropout import ARMS, MetaDropout
 
 SIZE = 20
 
@@ -46,17 +47,29 @@ def test_shapes_at_the_origins_size():
     assert net(torch.rand(2, 1, 105, 105)).shape == (2, 64)
 
 
-def test_masks_sit_between_relu_and_pool(x):
-    net = network()
-    seen = {}
-    block = net.blocks[0]
-    block.dropout.register_forward_hook(lambda module, inputs, output: seen.update(before=inputs[0], after=output))
-    block.pool.register_forward_hook(lambda module, inputs, output: seen.update(pooled=inputs[0]))
-    net(x)
-    assert seen["before"].min() == 0 and seen["before"].shape[-1] == SIZE, "after ReLU, before the pool"
-    assert torch.equal(seen["after"], seen["pooled"]) and torch.equal(
-        seen["after"], seen["before"] * block.dropout.mask
-    )
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_block_is_the_textbook_block(channels):
+    "Convolution, batch norm, ReLU, mask, pool, in this order: outputs and gradients, with own and fixed statistics."
+    torch.manual_seed(0)
+    block = ConvBlock(channels, 4, MetaDropout(0.3)).double().train()
+    nn.init.normal_(block.norm.weight)  # negative scales too
+    nn.init.normal_(block.norm.bias)
+    x = torch.randn(5, channels, 12, 12, dtype=torch.float64)
+    weight = torch.randn(5, 4, 6, 6, dtype=torch.float64)
+    block.dropout.reset_mask((5, 4, 12, 12), "cpu", torch.float64)
+    norm, inputs = nn.BatchNorm2d(4).double(), list(block.parameters())
+    norm.load_state_dict(block.norm.state_dict())
+    for source, training in (("running", False), ("own", True)):
+        block.norm.source = source
+        y = F.relu(norm.train(training)(block.conv(x)))
+        expected = F.max_pool2d(y * block.dropout.mask, 2)
+        found = block(x)
+        assert (found - expected).abs().max() < 1e-12
+        gradients = torch.autograd.grad((found * weight).sum(), inputs)
+        wanted = torch.autograd.grad((expected * weight).sum(), [*block.conv.parameters(), *norm.parameters()])
+        assert all((g - w).abs().max() < 1e-10 for g, w in zip(gradients, wanted, strict=True))
+    assert (block.norm.batch_statistics[0] - block.conv(x).mean((0, 2, 3))).abs().max() < 1e-12
+    assert (block.norm.batch_statistics[1] - block.conv(x).var((0, 2, 3))).abs().max() < 1e-12
 
 
 def test_a_fourth_rate_adds_a_site(x):
