@@ -81,23 +81,23 @@ class Reference(nn.Module):
         return self.meta_learner(support, support_y, query)
 
     def adapt_and_classify(self, support_x, support_y, query_x, masks: Masks) -> torch.Tensor:
-        mode = self.network.training
+        "Batch statistics in every pass, as public code mostly has it: the query samples see each other."
         fast = {**dict(self.network.named_parameters()), **{f"head.{k}": v for k, v in self.head.named_parameters()}}
 
         def classify(fast, x):
             body = {name: p for name, p in fast.items() if not name.startswith("head.")}
             return F.linear(functional_call(self.network, body, (x, masks)), fast["head.weight"], fast["head.bias"])
 
+        second_order = self.training and not self.first_order
+        self.network.train()
         with torch.enable_grad():
-            self.network.train()  # the support set is always normalised by its own statistics
             for _ in range(self.inner_steps):
                 loss = F.cross_entropy(classify(fast, support_x), support_y)
-                gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=mode and not self.first_order)
+                gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=second_order)
                 fast = {
                     name: p - self.inner_lr * gradient
                     for (name, p), gradient in zip(fast.items(), gradients, strict=True)
                 }
-            self.network.train(mode)
         return classify(fast, query_x)
 
 

@@ -37,6 +37,7 @@ from metadropout_nb.comparison import (
 )
 from .meta_dropout import ARMS
 from .training import evaluate as evaluate_learner
+from .training import keep_memory
 
 # %% ../nbs/cli.ipynb #efa31612
 app = typer.Typer(
@@ -135,11 +136,11 @@ def train(
     tasks: Tasks = 200,
     threads: Threads = CORES,
 ) -> None:
-    "Train one learner and save it: weights as safetensors, how it was made as JSON."
+    "Train one learner and save it: weights as safetensors, how it was made as JSON. Again after a break: it goes on."
     with _clear_errors():
         run = Run(learner.value, arm.value, seed, data.value, size, tasks=tasks, threads=threads)
         out.mkdir(parents=True, exist_ok=True)
-        trained, history = train_learner(run, progress=True)
+        trained, history = train_learner(run, progress=True, checkpoint=out / "checkpoint.safetensors")
         console.print(history)
         save_learner(trained, run, out)
     console.print(f"The learner is in {out}/: test it with `metadropout evaluate {out}`")
@@ -152,6 +153,7 @@ def evaluate(
 ) -> None:
     "Test a saved learner on the frozen test tasks of the data it was trained for."
     with _clear_errors():
+        keep_memory()
         learner, run = load_learner(folder)
         report = evaluate_learner(learner, frozen_tasks(run, test_tasks), progress=True)
         _print_table([report.rows()])

@@ -38,7 +38,7 @@ from .meta_dropout import ARMS, check_arm
 from .omniglot import Characters, glyphs, load_omniglot
 from .original_meta_network import OriginalMetaNetwork
 from .tasks import TaskBatch, TaskSampler
-from .training import Evaluation, History, Learner, PrototypicalNetwork, evaluate, fit
+from .training import Evaluation, History, Learner, PrototypicalNetwork, evaluate, fit, keep_memory
 
 # %% ../nbs/08_comparison.ipynb #990f1243
 LEARNERS: dict[str, type[Learner]] = {
@@ -90,11 +90,16 @@ class Run:
     test_tasks: int = 1000  # the first of the frozen ones
     test_query: int = 15  # query samples a class at test
     threads: int = 1  # of torch; another number changes the last bits
+    mask_seed: int | None = None  # None: the run's seed
+    dose: float = 1.0  # times the learner's own dropout rates
+    whole_channels: bool = False  # masks drop feature maps, not single elements
 
     def __post_init__(self):
         check_name("learner", self.learner, LEARNERS)
         check_name("data", self.data, DATA)
         check_arm(self.arm)
+        if not 0 <= self.dose <= 5:
+            raise ValueError(f"dose must lie between 0 and 5, got {self.dose}")
 
     @property
     def name(self) -> str:
@@ -112,19 +117,28 @@ def build_learner(
 ) -> Learner:
     "The untrained learner of a run: equal seeds, equal weights, whatever the arm."
     torch.manual_seed(run.seed)
-    return LEARNERS[run.learner](num_classes=run.n_way, dropout=run.arm, image_size=run.size)
+    learner = LEARNERS[run.learner](
+        num_classes=run.n_way, dropout=run.arm, image_size=run.size, whole_channels=run.whole_channels
+    )
+    for site in learner.network.sites:
+        site.p *= run.dose
+    return learner
 
 
 def train_learner(
     run: Run,
     progress: bool = False,
+    checkpoint: Path | None = None,  # file to go on from where it exists, and to write now and then
 ) -> tuple[Learner, History]:
-    "The learner of a run, trained, and how that went."
+    "The learner of a run, trained, and how that went. Sets torch's threads, and keeps freed memory."
     torch.set_num_threads(run.threads)
+    keep_memory()
     learner = build_learner(run)
     characters, _ = load_split(run.data, run.size)
     sampler = TaskSampler(characters, run.n_way, run.k_shot, run.n_query, seed=run.seed)
-    return learner, fit(learner, sampler, run.tasks, run.meta_batch, run.lr, seed=run.seed, progress=progress)
+    seed = run.seed if run.mask_seed is None else run.mask_seed
+    settings = {"meta_batch": run.meta_batch, "lr": run.lr, "seed": seed}
+    return learner, fit(learner, sampler, run.tasks, **settings, progress=progress, checkpoint=checkpoint)
 
 
 def frozen_tasks(
@@ -140,9 +154,10 @@ def frozen_tasks(
 def execute(
     run: Run,
     progress: bool = False,
+    checkpoint: Path | None = None,  # file to go on from where it exists, and to write now and then
 ) -> dict[str, Any]:  # what goes into the result file
     "Train and test one run."
-    learner, history = train_learner(run, progress)
+    learner, history = train_learner(run, progress, checkpoint)
     start = perf_counter()
     report = evaluate(learner, frozen_tasks(run), progress=progress)
     return {
@@ -218,7 +233,9 @@ def _finished(run: Run, path: Path) -> bool:
 
 
 def _execute_and_write(run: Run, path: Path, progress: bool) -> None:
-    write_json(path, execute(run, progress))
+    checkpoint = path.with_name(f"{run.name}.checkpoint")
+    write_json(path, execute(run, progress, checkpoint))
+    checkpoint.unlink(missing_ok=True)
 
 
 def load_results(

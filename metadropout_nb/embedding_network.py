@@ -27,7 +27,9 @@ class TaskBatchNorm(nn.BatchNorm2d):
     `batch_statistics` for the network to collect."""
 
     source = "own"  # whose statistics normalise: "own", "running", or "kept" from the last own pass
-    fused = True  # whether torch's fused form may apply the weights; under `vmap` its second derivatives are wrong
+    fused = (
+        False  # whether torch's fused form may apply the weights: faster, but wrong to differentiate twice in `vmap`
+    )
     batch_statistics: tuple[torch.Tensor, torch.Tensor] | None = None  # mean and unbiased variance of the last own pass
     kept: tuple[torch.Tensor, torch.Tensor] | None = None  # what that pass was normalised by: mean and biased variance
 
@@ -143,18 +145,27 @@ class TaskModule(nn.Module):
             return output, torch.stack(passes) if passes else inputs[0].new_zeros(0)
 
         together = batched and len(inputs[0]) > 1
-        for norm in self.norms:
-            norm.fused = not together
-        if together:
-            output, statistics = vmap(one_task)(masks, *inputs)
-        else:
-            one = (masks, *inputs)
-            output, statistics = one_task(*(tree_map(lambda tensor: tensor[0], one) if batched else one))
-            output = tree_map(lambda tensor: tensor[None], output) if batched else output
-            statistics = statistics[None]
+        with self._fused(not together):
+            if together:
+                output, statistics = vmap(one_task)(masks, *inputs)
+            else:
+                one = (masks, *inputs)
+                output, statistics = one_task(*(tree_map(lambda tensor: tensor[0], one) if batched else one))
+                output = tree_map(lambda tensor: tensor[None], output) if batched else output
+                statistics = statistics[None]
         if self.training and statistics.numel():  # passes inside `unrecorded` left none
             self._record(statistics.flatten(0, 1))
         return output
+
+    @contextmanager
+    def _fused(self, allowed: bool) -> Iterator[None]:
+        for norm in self.norms:
+            norm.fused = allowed
+        try:
+            yield
+        finally:
+            for norm in self.norms:
+                norm.fused = False
 
     @contextmanager
     def _collecting(self) -> Iterator[list[torch.Tensor]]:

@@ -92,6 +92,11 @@ class TaskSampler:
         self.n_way, self.k_shot, self.n_query = n_way, k_shot, n_query
         self.next_task = 0  # index of the task that comes next; set it to go back or ahead
 
+    def described(self) -> dict[str, list[int]]:
+        "What decides the tasks to come, but for the drawings themselves."
+        task = [self.n_way, self.k_shot, self.n_query]
+        return {"images": list(self.characters.images.shape), "task": task, "seed": [self.seed, self.next_task]}
+
     def _draw(self, task: int) -> tuple[np.ndarray, ...]:
         "One task: its classes `[N]`; label and drawing of each support sample `[2, N*K]` and query sample `[2, N*Q]`."
         rng = np.random.default_rng((self.seed, task))

@@ -4,11 +4,15 @@
 
 # %% auto #0
 __all__ = ['task_losses', 'task_accuracies', 'class_means', 'Learner', 'PrototypicalNetwork', 'History', 'fit', 'Evaluation',
-           'evaluate']
+           'evaluate', 'keep_memory']
 
 # %% ../nbs/04_training.ipynb #804db435
+import ctypes
+import json
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from scipy import stats
 from torch import nn
 from torch.func import functional_call
@@ -208,6 +214,40 @@ class History:
         return figure
 
 # %% ../nbs/04_training.ipynb #2d06dc5e
+def _save_checkpoint(
+    path: Path, learner: Learner, optimizer: torch.optim.Adam, settings: dict[str, Any], history: History
+) -> None:
+    tensors = {f"learner.{name}": tensor.contiguous() for name, tensor in learner.state_dict().items()}
+    for name, p in learner.named_parameters():
+        tensors |= {f"adam.{key}.{name}": tensor.contiguous() for key, tensor in optimizer.state[p].items()}
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary, {"fit": json.dumps({"settings": settings, "history": asdict(history)})})
+    os.replace(temporary, path)
+
+
+def _load_checkpoint(
+    path: Path, learner: Learner, optimizer: torch.optim.Adam, settings: dict[str, Any]
+) -> History:  # as it was when the checkpoint was written
+    "Bring learner and optimizer to where the checkpoint was written."
+    try:
+        with safe_open(path, "pt") as file:
+            said = json.loads(file.metadata()["fit"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        differ = [name for name in settings if said["settings"][name] != settings[name]]
+        history = History(**said["history"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a checkpoint of fit ({error}): remove it to start again") from error
+    if differ:
+        raise ValueError(f"{path} is of a training with other {', '.join(differ)}: remove it, or train elsewhere")
+    state = {name: tensors[f"learner.{name}"] for name in learner.state_dict()}
+    learner.load_state_dict(state)
+    for name, p in learner.named_parameters():
+        optimizer.state[p] = {"step": tensors[f"adam.step.{name}"]} | {
+            key: torch.empty_like(p).copy_(tensors[f"adam.{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
+        }
+    return history
+
+# %% ../nbs/04_training.ipynb #de42ef1e
 def fit(
     learner: Learner,
     sampler: TaskSampler,  # of training tasks
@@ -218,34 +258,50 @@ def fit(
     clip: float = 1.0,  # largest norm of the gradient
     chunk: int = 1,  # tasks held in memory at a time; changes no result beyond rounding
     progress: bool = False,  # show a progress bar
+    checkpoint: str | Path | None = None,  # file to go on from where it exists, and to write now and then
+    checkpoint_every: int = 100,  # tasks
+    mixed_precision: bool = False,  # convolutions and matrix products in bfloat16
 ) -> History:
     """Train by Adam on the mean query loss of each meta-batch.
 
-    Raises `ValueError` for settings that cannot be, `FloatingPointError` at the first loss that is not finite."""
+    Raises `ValueError` for settings that cannot be, or a checkpoint of other ones; `FloatingPointError` at the first
+    loss that is not finite."""
     meta_batch = learner.meta_batch if meta_batch is None else meta_batch
-    if min(n_tasks, meta_batch, chunk) < 1 or not lr > 0 or not clip > 0:
+    if min(n_tasks, meta_batch, chunk, checkpoint_every) < 1 or not lr > 0 or not clip > 0:
         raise ValueError(
-            "n_tasks, meta_batch and chunk must be at least 1, lr and clip positive, got "
-            f"{n_tasks}, {meta_batch}, {chunk}, {lr} and {clip}"
+            "n_tasks, meta_batch, chunk and checkpoint_every must be at least 1, lr and clip positive, got "
+            f"{n_tasks}, {meta_batch}, {chunk}, {checkpoint_every}, {lr} and {clip}"
         )
     optimizer = torch.optim.Adam(learner.parameters(), lr=lr)
     device = next(learner.parameters()).device
-    history, start = History(), perf_counter()
+    settings = {"n_tasks": n_tasks, "meta_batch": meta_batch, "lr": lr, "seed": seed, "clip": clip}
+    settings |= {"learner": type(learner).__name__, "arm": learner.network.dropout, "sampler": sampler.described()}
+    path = None if checkpoint is None else Path(checkpoint)
+    resumed = path is not None and path.exists()
+    history = _load_checkpoint(path, learner, optimizer, settings) if resumed else History()
+    done = history.tasks[-1] if history.tasks else 0
+    sampler.next_task += done
     learner.train()
-    learner.network.seed_masks(seed)
-    with tqdm(total=n_tasks, unit="task", leave=False, disable=not progress) as bar:
-        for first in range(0, n_tasks, meta_batch):
+    learner.network.seed_masks(seed, done)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision)
+    before, start, written = history.seconds, perf_counter(), done
+    with tqdm(total=n_tasks, initial=done, unit="task", leave=False, disable=not progress) as bar:
+        for first in range(done, n_tasks, meta_batch):
             tasks = sampler.sample(min(meta_batch, n_tasks - first))
-            loss, accuracy = _accumulate(learner, tasks, chunk, first, device)
+            with autocast:
+                loss, accuracy = _accumulate(learner, tasks, chunk, first, device)
             nn.utils.clip_grad_norm_(learner.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
             history.losses.append(loss)
             history.accuracies.append(accuracy)
             history.tasks.append(first + len(tasks))
+            history.seconds = before + perf_counter() - start
+            if path and (history.tasks[-1] - written >= checkpoint_every or history.tasks[-1] == n_tasks):
+                _save_checkpoint(path, learner, optimizer, settings, history)
+                written = history.tasks[-1]
             bar.update(len(tasks))
             bar.set_postfix(loss=f"{loss:.3f}")
-    history.seconds = perf_counter() - start
     return history
 
 # %% ../nbs/04_training.ipynb #3ce43db2
@@ -317,6 +373,7 @@ def evaluate(
     tasks: TaskBatch,  # test tasks
     chunk: int = 1,  # tasks held in memory at a time
     progress: bool = False,  # show a progress bar
+    mixed_precision: bool = False,  # convolutions and matrix products in bfloat16
 ) -> Evaluation:
     """Test a learner, in eval mode, and leave it in the mode it was in.
 
@@ -326,7 +383,7 @@ def evaluate(
     learner.eval()
     accuracies, losses = [], []
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
             for i in tqdm(
                 range(0, len(tasks), chunk), unit="task", unit_scale=chunk, leave=False, disable=not progress
             ):
@@ -341,3 +398,15 @@ def evaluate(
     finally:
         learner.train(training)
     return Evaluation(torch.cat(accuracies).cpu().numpy(), torch.cat(losses).double().cpu().numpy())
+
+# %% ../nbs/04_training.ipynb #0429fc78
+def keep_memory() -> bool:  # whether it could be done
+    """Let freed memory serve the next tensor, instead of going back to the system (glibc's `mallopt`; Linux).
+
+    Holds for the whole process, which then keeps what it once needed at its peak."""
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as in malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, TypeError, OSError):  # another C library
+        return False
+    return mallopt(M_MMAP_MAX, 0) == 1 and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) == 1

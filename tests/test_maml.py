@@ -13,8 +13,10 @@ SIZE = 20
 
 
 def build(**arguments):
-    """A small learner with moved weights. Right at the initial ones, where every bias is 0, there can be ties in a
-    max pool, and at a tie there is no derivative to compare with."""
+    """A small learner, its weights moved off the initial ones.
+
+    A max pool that changes its choice is a kink of the inner loss, a jump of its gradient, and so a jump of the outer
+    loss: a difference taken across it says nothing. Near the initial weights of this seed there is such a place."""
     torch.manual_seed(0)
     learner = MAML(**{"num_classes": 3, "image_size": SIZE, "inner_steps": 2, "inner_lr": 0.05} | arguments).double()
     with torch.no_grad():

@@ -1,0 +1,100 @@
+"""Stop and go on: a training that was killed and resumed ends where an uninterrupted one ends, to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from metadropout_nb.comparison import LEARNERS, Run, execute, sweep
+from metadropout_nb.maml import MAML
+from metadropout_nb.tasks import TaskSampler
+from metadropout_nb.training import fit
+
+
+class PowerCut(TaskSampler):
+    "Breaks off before a given task."
+
+    at = 4
+
+    def sample(self, n_tasks=1):
+        if self.next_task >= self.at:
+            raise KeyboardInterrupt
+        return super().sample(n_tasks)
+
+
+def train(characters, kind="eb", sampler=TaskSampler, checkpoint=None, **settings):
+    torch.manual_seed(0)
+    arguments = {"num_classes": 3, "image_size": 20, "dropout": "meta"}
+    learner = MAML(learn_inner_lr=True, inner_steps=1, **arguments) if kind == "maml" else LEARNERS[kind](**arguments)
+    stream = sampler(characters, n_way=3, n_query=2)
+    settings = {"n_tasks": 7, "meta_batch": 2, "checkpoint_every": 1} | settings
+    history = fit(learner, stream, checkpoint=checkpoint, **settings)
+    return learner, history
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_resumed_is_uninterrupted_bit_for_bit(characters, tmp_path, kind):
+    through, history = train(characters, kind)
+    file = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, kind, PowerCut, file)
+    resumed, history_resumed = train(characters, kind, checkpoint=file)
+    assert all(
+        torch.equal(a, b) for a, b in zip(through.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    assert history_resumed.losses == history.losses and history_resumed.tasks == history.tasks == [2, 4, 6, 7]
+    assert len(list(tmp_path.iterdir())) == 1, "nothing but the checkpoint stays behind"
+
+
+def test_a_finished_training_is_not_repeated(characters, tmp_path):
+    file = tmp_path / "done.safetensors"
+    learner, history = train(characters, checkpoint=file)
+    PowerCut.at, at = 0, PowerCut.at
+    again, told = train(characters, sampler=PowerCut, checkpoint=file)
+    PowerCut.at = at
+    assert told.losses == history.losses
+    assert all(torch.equal(a, b) for a, b in zip(learner.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"lr": 0.1}, {"meta_batch": 3}, {"seed": 1}, {"n_tasks": 6}])
+def test_a_checkpoint_of_other_settings_is_refused_by_name(characters, tmp_path, settings):
+    file = tmp_path / "other.safetensors"
+    train(characters, checkpoint=file)
+    with pytest.raises(ValueError, match=f"of a training with other {next(iter(settings))}: remove it"):
+        train(characters, checkpoint=file, **settings)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_refused_by_name(characters, tmp_path, content):
+    file = tmp_path / "damaged.safetensors"
+    if content is None:
+        train(characters, checkpoint=file)
+        content = file.read_bytes()[:-100]
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged.safetensors is not a checkpoint of fit"):
+        train(characters, checkpoint=file)
+
+
+def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
+    "kill -9 in the middle of a run, twice."
+    run = Run("eb", "meta", size=16, tasks=600, test_tasks=3, test_query=2, meta_batch=2)
+    code = f"from metadropout_nb.comparison import *; sweep([{run!r}], {str(tmp_path)!r})"
+    checkpoint = tmp_path / f"{run.name}.checkpoint"
+    last = -1
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == last):
+            assert process.poll() is None, "the run ended before it could be killed: make it longer"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        last = checkpoint.stat().st_mtime_ns
+    assert not list(tmp_path.glob("*.json"))
+    found = sweep([run], tmp_path)[0]
+    assert found["accuracies"] == execute(run)["accuracies"] and not checkpoint.exists()
+    assert found["training"] == execute(run)["training"]
