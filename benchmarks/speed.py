@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                # everything, to results/speed/benchmark.json: about 20 minutes
     python benchmarks/speed.py --rounds 1 --learners proto --sizes 28
+    python benchmarks/speed.py --only memory growth
 
 Each measurement is a process of its own. The two sides take turns, and the ratio is the median over rounds. "as run" is
 how a user would run each: the reference in a bare interpreter, ours with `keep_memory`, as the `metadropout` command
@@ -10,7 +11,6 @@ image size, inner steps and chunk comes last."""
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -65,8 +65,13 @@ def measure(side: str, what: str, learner: str, size: int, threads: int, keep: b
         before = perf_counter()
         step()
         times.append(perf_counter() - before)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"tasks_per_second": n / statistics.median(times), "peak_mb": peak}
+    return {"tasks_per_second": n / statistics.median(times), "peak_mb": peak_memory()}
+
+
+def peak_memory() -> float:
+    "Largest resident set of this process so far, in MB. (Linux's ru_maxrss begins with that of the parent process.)"
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def in_a_process(**words) -> dict:
@@ -112,8 +117,20 @@ def compare(learner: str, size: int, what: str, threads: int, rounds: int, secon
             "ratio": statistics.median(o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)),
             "ratios": [o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)],
             "tasks_per_second": {side: statistics.median(values) for side, values in rates.items()},
-            "peak_mb": {side: statistics.median(one["peak_mb"] for one in results) for side, results in sides.items()},
         }
+    return found
+
+
+def memory(learners: list[str], sizes: list[int], threads: int) -> list[dict]:
+    "Peak memory of a training, both sides as run."
+    found = []
+    for size in sizes:
+        for learner in learners:
+            for side in ("reference", "ours"):
+                words = {"side": side, "what": "train", "learner": learner, "size": size, "threads": threads}
+                result = in_a_process(**words, keep=side == "ours", seconds=0)
+                found.append({"learner": learner, "size": size, "side": side, "peak_mb": result["peak_mb"]})
+                print(found[-1], flush=True)
     return found
 
 
@@ -149,31 +166,32 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="a measurement, at least")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=["speed", "memory", "growth"], help="the others stay as stored")
     parser.add_argument("--out", type=Path, default=OUT)
     words = parser.parse_args()
     if words.measure:
         print(json.dumps(measure(**words.measure)))
         return
     words.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"threads": words.threads, "torch": torch.__version__, "comparisons": []}
-    report["matmul_flops"] = matmul_rate(words.threads)
-    for size in words.sizes:
-        for learner in words.learners:
-            for what in ("train", "test"):
-                found = compare(learner, size, what, words.threads, words.rounds, words.seconds)
-                found |= {"learner": learner, "size": size, "what": what}
-                if what == "train":
-                    found["flops"] = operations(learner, size)
-                report["comparisons"].append(found)
-                print(
-                    learner,
-                    size,
-                    what,
-                    {k: round(found[k]["ratio"], 2) for k in ("as run", "same environment")},
-                    flush=True,
-                )
-                write_json(words.out, report)
-    report["growth"] = growth(words.threads, words.seconds)
+    report = json.loads(words.out.read_text()) if words.out.exists() else {}
+    report |= {"threads": words.threads, "torch": torch.__version__}
+    if "speed" in words.only:
+        report |= {"matmul_flops": matmul_rate(words.threads), "comparisons": []}
+        for size in words.sizes:
+            for learner in words.learners:
+                for what in ("train", "test"):
+                    found = compare(learner, size, what, words.threads, words.rounds, words.seconds)
+                    found |= {"learner": learner, "size": size, "what": what}
+                    if what == "train":
+                        found["flops"] = operations(learner, size)
+                    report["comparisons"].append(found)
+                    ratios = {kind: round(found[kind]["ratio"], 2) for kind in ("as run", "same environment")}
+                    print(learner, size, what, ratios, flush=True)
+                    write_json(words.out, report)
+    if "memory" in words.only:
+        report["memory"] = memory(words.learners, words.sizes, words.threads)
+    if "growth" in words.only:
+        report["growth"] = growth(words.threads, words.seconds)
     write_json(words.out, report)
 
 

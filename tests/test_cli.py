@@ -1,9 +1,14 @@
+import json
 import os
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from metadropout_nb import cli
 from metadropout_nb.cli import app
+from metadropout_nb.comparison import Run, planned_runs
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 
@@ -20,13 +25,68 @@ def test_compare_then_redraw(run, tmp_path):
     assert first.exit_code == 0, first.output
     for word in ("none", "meta", "accuracy %", "sd %", "loss", ">50%", ">80%", ">90%", "meta - none", "over 2 seeds"):
         assert word in first.output
-    assert first.output.rstrip().endswith("are in here/") and "4 result files" in first.output
-    assert (tmp_path / "here" / "comparison.png").stat().st_size > 5000
-    (tmp_path / "here" / "comparison.png").unlink()
+    assert "4 result files" in first.output and "metadropout compare --from here" in first.output
+    (figure,) = (tmp_path / "here").glob("*.png")
+    assert figure.name == "comparison-glyphs-16px-5way-1shot-16tasks-test_tasks=3.png"
+    assert figure.stat().st_size > 5000
+    figure.unlink()
     again = run("compare", "--from", "here")
-    assert again.exit_code == 0 and (tmp_path / "here" / "comparison.png").exists()
+    assert again.exit_code == 0 and figure.exists()
     rows = [[line for line in result.output.splitlines() if "original" in line] for result in (first, again)]
-    assert rows[0] == rows[1] and len(rows[0]) == 3, "two arms and a difference, the same again"
+    assert len(rows[0]) == 3 and rows[1][:3] == rows[0], "two arms and a difference, the same again"
+    assert "bootstrap" in again.output and "bootstrap" not in first.output
+
+
+def write_results(folder, *runs):
+    folder.mkdir(exist_ok=True)
+    for one in runs:
+        rng = np.random.default_rng([one.seed, one.mask_seed or 0])
+        accuracies = rng.uniform(0.5, 1, one.test_tasks).tolist()
+        content = {"run": asdict(one), "accuracies": accuracies, "losses": [1.0] * one.test_tasks}
+        (folder / f"{one.name}.json").write_text(json.dumps(content))
+
+
+def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "sweep", lambda *_: pytest.fail("--from must train nothing"))
+    arms = [Run(arm=arm, seed=s, data="omniglot", test_tasks=20) for arm in ("none", "meta") for s in range(4)]
+    arms += [replace(one, learner="eb") for one in arms]
+    doses = [replace(one, dose=2.0) for one in arms if one.arm == "meta"]
+    others = [replace(one, size=105) for one in arms[:4]] + [replace(arms[4], mask_seed=s) for s in range(1, 4)]
+    write_results(tmp_path / "here", *arms, *doses, *others)
+    shown = run("compare", "--from", "here")
+    assert shown.exit_code == 0, shown.output
+    titles = ["28x28, 5-way 1-shot", "105x105", "only the masks differ"]
+    places = [shown.output.index(title) for title in titles]
+    assert places[0] == min(places), "the main protocol first"
+    for word in (
+        "meta x2 - none",
+        "no difference",
+        "Embedding-based",
+        "not run yet",
+        "rank 2",
+        "mask seeds",
+        "(3 runs)",
+    ):
+        assert word in shown.output, word
+    figures = sorted(path.name for path in (tmp_path / "here").glob("*.png"))
+    main = "omniglot-28px-5way-1shot-2000tasks-test_tasks=20"
+    assert figures == sorted(
+        [f"{name}-{main}.png" for name in ("comparison", "claims", "ranking")]
+        + [f"comparison-{main}-masks-of-seed0.png", f"comparison-{main.replace('28px', '105px')}.png"]
+    )
+
+
+def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkeypatch):
+    asked = []
+
+    def sweep(runs, folder, jobs, progress):
+        asked.extend(runs)
+        write_results(folder, *(replace(one, test_tasks=20) for one in runs[:12]))
+        return cli.load_results(folder)
+
+    monkeypatch.setattr(cli, "sweep", sweep)
+    assert run("compare", "--planned", "--out", "here").exit_code == 0
+    assert asked == planned_runs()
 
 
 def test_train_then_evaluate(run, tmp_path):

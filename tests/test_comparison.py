@@ -1,26 +1,50 @@
 import json
 import subprocess
 import sys
+from time import perf_counter
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy import stats
 
 from metadropout_nb import comparison
 from metadropout_nb.comparison import (
+    CLAIMS,
     Comparison,
+    Difference,
+    Interval,
+    Protocol,
     Run,
+    VarianceSplit,
+    answers,
+    arm_label,
+    bootstrap_interval,
     build_learner,
+    compare_all,
+    corrected_p_values,
+    crossed_interval,
     execute,
     frozen_tasks,
     group_results,
     load_learner,
     load_results,
     load_split,
+    mean_squares,
+    missing_rows,
     paired_differences,
+    planned_runs,
+    rank_learners,
     save_learner,
+    seed_interval,
+    seeds_needed,
+    simulate_matrices,
+    split_protocols,
+    split_variance,
+    spread_changes,
     sweep,
+    verdict,
 )
 
 TINY = {"size": 16, "tasks": 4, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
@@ -71,7 +95,7 @@ def test_a_sweep_writes_one_file_a_run_and_does_not_repeat_it(tmp_path, monkeypa
     first = sweep(runs[:1], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [f"{runs[0].name}.json"]
     done, real = [], execute
-    monkeypatch.setattr(comparison, "execute", lambda run, progress: done.append(run) or real(run, progress))
+    monkeypatch.setattr(comparison, "execute", lambda run, *rest: done.append(run) or real(run, *rest))
     both = sweep(runs, tmp_path)
     assert done == runs[1:] and both[0] == first[0]
     assert both == [r for arm in ("none", "meta") for r in load_results(tmp_path) if r["run"]["arm"] == arm]
@@ -117,27 +141,349 @@ def test_no_results(tmp_path):
         group_results([])
 
 
+def test_dose_and_channels_are_arms_and_mask_seeds_a_protocol():
+    runs = [Run(arm="none"), Run(), Run(dose=2), Run(whole_channels=True), Run(dose=0.5, whole_channels=True)]
+    assert [arm_label(run) for run in runs] == ["none", "meta", "meta x2", "meta, channels", "meta x0.5, channels"]
+    assert len({Protocol.of(run) for run in runs}) == 1
+    others = [Run(size=105), Run(k_shot=5), Run(tasks=500), Run(lr=0.01), Run(mask_seed=1), Run(mask_seed=1, seed=1)]
+    protocols = {Protocol.of(run) for run in [Run(), *others]}
+    assert len(protocols) == len({p.name for p in protocols}) == len({p.slug for p in protocols}) == 7
+    assert Protocol.of(Run(mask_seed=1)) == Protocol.of(Run(mask_seed=2))
+    assert "only the masks differ (seed 0)" in Protocol.of(Run(mask_seed=3)).name
+
+
+def test_every_setting_is_either_varied_or_part_of_the_protocol():
+    settings = dict(Protocol.of(Run()).settings)
+    assert settings.keys() | set(comparison.VARIED) == {f.name for f in comparison.fields(Run)}
+
+
+def test_equal_doses_are_one_run():
+    assert Run(dose=2).name == Run(dose=2.0).name
+
+
+def test_protocols_are_split_the_main_one_first():
+    few = [result(seed=s, size=105) for s in range(2)]
+    many = [result(arm=arm, seed=s) for arm in ("none", "meta") for s in range(2)]
+    masks = [result(arm="meta", mask_seed=s) for s in range(3)]
+    protocols = split_protocols(few + masks + many)
+    assert [len(of) for of in protocols.values()] == [4, 3, 2] and list(protocols.values())[0] == many
+
+
+def test_results_of_older_and_of_other_versions_go_together():
+    old, new = result(), result(arm="meta") | {"versions": {"torch": "9.9"}}
+    for name in ("dose", "whole_channels", "mask_seed"):
+        del old["run"][name]
+    assert len(paired_differences(group_results([new, old]))) == 1
+
+
+def test_variants_are_compared_with_the_plain_baseline():
+    results = [result(seed=s) for s in range(3)]
+    results += [result(arm="meta", seed=s, accuracies=(0.6, 0.8, 1.0), dose=2) for s in range(3)]
+    results += [result(arm="meta", seed=s, accuracies=(0.4, 0.6, 0.8), whole_channels=True) for s in range(3)]
+    found = {d.arm: d.mean for d in paired_differences(group_results(results))}
+    assert found == pytest.approx({"meta x2": 0.1, "meta, channels": -0.1})
+
+
+def test_a_run_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match="two results of one run, original-none"):
+        group_results([result(), result()])
+
+
 def test_differences_pair_up_by_seed():
     results = [result(seed=s, accuracies=(0.5 + s / 10, 0.6, 0.7)) for s in (0, 1, 2)]
     results += [result(arm="meta", seed=s, accuracies=(0.6 + s / 10, 0.6, 0.7 + s / 100)) for s in (2, 1, 5)]
     (difference,) = paired_differences(group_results(results))
+    assert difference.seeds == (1, 2) and difference.matrix == pytest.approx(np.array([[0.1, 0, 0.01], [0.1, 0, 0.02]]))
     expected = np.array([0.1 + 0.01, 0.1 + 0.02]) / 3
     assert difference.by_seed == pytest.approx(expected)
     low, high = stats.t.interval(0.95, 1, expected.mean(), stats.sem(expected))
-    assert difference.mean == pytest.approx(expected.mean()) and difference.ci95 == pytest.approx((high - low) / 2)
+    assert difference.mean == pytest.approx(expected.mean()) and difference.over_seeds == pytest.approx((low, high))
+    assert difference.p_value == pytest.approx(stats.ttest_1samp(expected, 0).pvalue)
     assert "over 2 seeds" in str(difference)
 
 
-def test_one_seed_has_an_interval_over_tasks_and_says_so():
+def test_one_seed_has_an_interval_over_tasks_and_no_verdict():
     (difference,) = paired_differences(group_results([result(), result(arm="meta", accuracies=(0.6, 0.7, 0.8))]))
     by_task = np.array([0.1, 0.0, -0.1])
     assert difference.ci95 == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(by_task))
     assert "3 tasks of one seed" in str(difference)
+    assert difference.verdict == "one seed only" and np.isnan(difference.p_value)
+    for interval in (difference.interval, difference.over_seeds, difference.bootstrap):
+        assert interval == (-np.inf, np.inf)
+
+
+@pytest.mark.filterwarnings("error")
+def test_arms_that_are_one_and_the_same():
+    same = Difference("eb", "meta x0", "none", (0, 1, 2), np.zeros((3, 50)))
+    assert same.interval == same.over_seeds == same.bootstrap == (0, 0) and same.p_value == 1
+    assert same.verdict == "no difference beyond the margin" and corrected_p_values([same, same]).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("interval", "guarded", "expected"),
+    [
+        ((0.001, 0.05), None, "helps"),
+        ((-0.05, -0.001), None, "hurts"),
+        ((0.001, 0.005), None, "helps"),
+        ((-0.004, 0.009), None, "no difference beyond the margin"),
+        ((-0.004, 0.011), None, "undecided"),
+        ((-0.02, 0.02), None, "undecided"),
+        ((0.001, 0.05), (-0.001, 0.052), "undecided"),
+        ((-0.008, -0.001), (-0.009, 0.0005), "no difference beyond the margin"),
+        ((-np.inf, np.inf), None, "one seed only"),
+    ],
+)
+def test_the_rule_of_the_verdict(interval, guarded, expected):
+    assert verdict(Interval(*interval), guarded and Interval(*guarded)) == expected
+
+
+def test_mean_squares_add_up_and_variances_are_recovered():
+    matrices = simulate_matrices(300, 8, 40, VarianceSplit(4e-4, 9e-4, 25e-4), effect=0.1, seed=1)
+    of_seeds, of_tasks, of_rest = mean_squares(matrices)
+    total = ((matrices - matrices.mean((1, 2), keepdims=True)) ** 2).sum((1, 2))
+    assert 7 * of_seeds + 39 * of_tasks + 7 * 39 * of_rest == pytest.approx(total)
+    found = np.array([[s.seeds, s.tasks, s.rest] for s in map(split_variance, matrices)])
+    assert (abs(found.mean(0) - [4e-4, 9e-4, 25e-4]) < 4 * stats.sem(found)).all()
+    with pytest.raises(ValueError, match="two seeds and two tasks"):
+        split_variance(matrices[0, :1])
+
+
+# Standard deviations of seeds, tasks and rest: as measured at 28x28, tasks that matter, and nothing but the rest.
+SPLITS = [(0.02, 0.015, 0.085), (0.005, 0.03, 0.08), (0, 0, 0.08)]
+
+
+@pytest.mark.parametrize("sds", SPLITS)
+@pytest.mark.parametrize("seeds", [5, 10, 20])
+def test_a_planted_null_raises_false_alarms_at_five_percent(sds, seeds):
+    nulls = simulate_matrices(1500, seeds, 150, VarianceSplit(*(sd**2 for sd in sds)), seed=seeds)
+    low, high = crossed_interval(nulls)
+    share = np.mean((low > 0) | (high < 0))
+    assert abs(share - 0.05) < 3 * np.sqrt(0.05 * 0.95 / len(nulls)), share
+
+
+def test_simpler_intervals_raise_more():
+    "Why the verdict rests on neither of them."
+
+    def alarms(intervals):
+        return np.mean([low > 0 or high < 0 for low, high in intervals])
+
+    nulls = simulate_matrices(400, 5, 300, VarianceSplit(0.02**2, 0, 0.02**2), seed=1)
+    assert alarms(bootstrap_interval(m, 500) for m in nulls) > 0.1
+    nulls = simulate_matrices(400, 30, 200, VarianceSplit(0.005**2, 0.03**2, 0.08**2), seed=1)
+    assert alarms(seed_interval(m.mean(1)) for m in nulls) > 0.2
+
+
+def test_looks_are_paid_for():
+    "Seeds added until the interval is narrow: more than 5 % false alarms, unless guarded by the first look's factor."
+    nulls = simulate_matrices(20_000, 30, 2, VarianceSplit(0.02**2, 0, 0), seed=3)
+    alarms = {False: 0.0, True: 0.0}
+    going = np.ones(len(nulls), dtype=bool)
+    for seeds in (10, 15, 20, 25, 30):
+        plain, guarded = (
+            crossed_interval(nulls[:, :seeds]),
+            crossed_interval(nulls[:, :seeds], comparison.FIRST_LOOK - 1),
+        )
+        stop = going & ((plain.half_width <= comparison.MARGIN) | (seeds == 30))
+        for key, (low, high) in ((False, plain), (True, guarded)):
+            alarms[key] += ((low > 0) | (high < 0))[stop].sum() / len(nulls)
+        going &= ~stop
+    assert alarms[False] > 0.056 and abs(alarms[True] - 0.05) < 0.006
+    wide = Difference("eb", "meta", "none", tuple(range(30)), nulls[0])
+    assert wide.guarded.half_width > wide.interval.half_width
+    ten = Difference("eb", "meta", "none", tuple(range(10)), nulls[0, :10])
+    assert ten.guarded.half_width == pytest.approx(ten.interval.half_width)
+
+
+def test_the_bootstrap_is_scipys_crossed_and_quick():
+    matrix = simulate_matrices(1, 10, 1000, VarianceSplit(0.02**2, 0.03**2, 0.09**2), effect=0.01)[0]
+    start = perf_counter()
+    ours = bootstrap_interval(matrix)
+    assert perf_counter() - start < 2 and ours == bootstrap_interval(matrix)
+
+    def both(s, t, axis):
+        return matrix[s[..., :, None], t[..., None, :]].mean((-2, -1))
+
+    scipys = stats.bootstrap(
+        (np.arange(10), np.arange(1000)), both, n_resamples=2000, batch=100, method="percentile", rng=1
+    ).confidence_interval
+    assert ours == pytest.approx(tuple(scipys), abs=0.15 * ours.half_width)
+
+
+@pytest.fixture(scope="module")
+def stored():
+    return load_results(ROOT / "results")
+
+
+@pytest.fixture(scope="module")
+def main(stored):
+    return next(iter(compare_all(stored).values()))
+
+
+def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
+    "The arm's own results, moved: by what makes the mean difference -3 points, +3 points, or none."
+    tried = 0
+    for d in main.differences:
+        if len(d.seeds) < 8:
+            continue
+        tried += 1
+
+        def moved(effect, d=d):
+            return Difference(d.learner, d.arm, d.baseline, d.seeds, d.matrix - d.mean + effect)
+
+        assert moved(-0.03).verdict == "hurts" and moved(0.03).verdict == "helps", d.learner
+        assert moved(0).verdict in ("undecided", "no difference beyond the margin")
+        nulls = simulate_matrices(500, *d.matrix.shape, split_variance(d.matrix), seed=len(d.seeds))
+        low, high = crossed_interval(nulls)
+        assert abs(np.mean((low > 0) | (high < 0)) - 0.05) < 3 * np.sqrt(0.05 * 0.95 / 500)
+    assert tried >= 2
+
+
+def test_stored_results_are_what_their_names_say(stored):
+    names = {path.stem for path in (ROOT / "results").glob("*.json")}
+    assert names == {Run(**one["run"]).name for one in stored}
+
+
+def test_every_stored_protocol_has_its_tables_and_figures(stored):
+    for protocol, one in compare_all(stored).items():
+        assert one.tables() and one.figures(), protocol.name
+    assert sum(len(one.results) for one in compare_all(stored).values()) == len(stored)
+
+
+def test_several_claims_are_corrected_together():
+    p = [0.01, 0.02, 0.5]
+    fake = [Difference("eb", "meta", "none", (0,), np.zeros((1, 2))) for _ in range(4)]
+    told = dict(zip(map(id, fake), [*p, float("nan")], strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Difference, "p_value", property(lambda d: told[id(d)]))
+        corrected = corrected_p_values(fake)
+    assert corrected[:3] == pytest.approx([0.03, 0.03, 0.5]) and np.isnan(corrected[3])
+    assert len(corrected_p_values([])) == 0
+
+
+def test_correction_holds_with_a_shared_baseline():
+    rng = np.random.default_rng(0)
+    alarms = 0
+    for _ in range(400):
+        base = rng.normal(0, 0.01, (10, 2))
+        arms = [
+            Difference("eb", f"{i}", "none", tuple(range(10)), rng.normal(0, 0.01, (10, 2)) - base) for i in range(4)
+        ]
+        alarms += (corrected_p_values(arms) < 0.05).any()
+    assert alarms / 400 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_change_of_spread_is_a_ratio_seed_by_seed():
+    rng = np.random.default_rng(0)
+    results = []
+    for seed in range(6):
+        base = rng.normal(0.7, 0.05 * (1 + seed), 50)
+        results += [result(seed=seed, accuracies=base.tolist())]
+        results += [result(arm="meta", seed=seed, accuracies=(0.9 + (1.2 + seed / 100) * (base - 0.7)).tolist())]
+    (change,) = spread_changes(group_results(results))
+    logs = np.log(1.2 + np.arange(6) / 100)
+    assert change.by_seed == pytest.approx(logs) and change.mean == pytest.approx(np.exp(logs.mean()) - 1)
+    assert change.interval == pytest.approx(np.expm1(stats.t.interval(0.95, 5, logs.mean(), stats.sem(logs))))
+
+
+def planted(learner, mean, seeds=10, seed=0):
+    split = VarianceSplit(0.01**2, 0, 0.05**2)
+    matrix = simulate_matrices(1, seeds, 50, split, seed=seed)[0]
+    return Difference(learner, "meta", "none", tuple(range(seeds)), matrix - matrix.mean() + mean)
+
+
+def test_ranking_and_its_doubt():
+    clear = rank_learners([planted("eb", 0.01), planted("original", 0.1), planted("maml", -0.1)])
+    assert {name: shares.argmax() for name, shares in clear.items()} == {"eb": 1, "original": 0, "maml": 2}
+    assert all(shares.max() > 0.99 and shares.sum() == pytest.approx(1) for shares in clear.values())
+    open_ = rank_learners([planted("eb", 0), planted("original", 0, seed=1)])
+    assert all(0.4 < share < 0.6 for shares in open_.values() for share in shares)
+    assert "maml" not in rank_learners([planted("eb", 0), planted("maml", 0.1, seeds=1)])
+    assert rank_learners([]) == {}
+    with pytest.raises(ValueError, match="choose an arm"):
+        rank_learners([planted("eb", 0), planted("eb", 1)])
+
+
+def test_the_number_of_seeds_needed_is_the_smallest():
+    for sd in (0.001, 0.015, 0.025, 0.04):
+        n = seeds_needed(sd)
+
+        def half(n, sd=sd):
+            return stats.t.ppf(0.975, n - 1) * sd / n**0.5
+
+        assert half(n) <= 0.01 and (n == 2 or half(n - 1) > 0.01)
+
+
+def test_the_claims_are_those_of_the_origin():
+    assert {k: round(c.gain, 2) for k, c in CLAIMS.items()} == {"eb": 1.5, "original": 2.16, "maml": 1.2}
+    assert {k: round(c.spread, 1) for k, c in CLAIMS.items()} == {"eb": 14.4, "original": -11.7, "maml": -8.9}
+
+
+def sample(learner, arm, seed, mean, **settings):
+    rng = np.random.default_rng([seed, settings.get("mask_seed") or 0])
+    return result(learner, arm, seed, tuple(rng.normal(mean, 0.1, 40)), **settings)
+
+
+def test_masks_alone_or_not_run_yet():
+    plain = [sample("original", arm, seed, 0.8) for arm in ("none", "meta", "support") for seed in range(3)]
+    masks = [sample("original", "meta", 0, 0.8 + seed / 20, mask_seed=seed) for seed in range(1, 5)]
+
+    def alone(results):
+        return {row["arm"]: row["masks alone"] for row in next(iter(compare_all(results).values())).variance_rows()}
+
+    assert alone(plain) == {"none": "no masks", "meta": "not run yet", "support": "not run yet"}
+    assert alone(plain + masks)["meta"].endswith("(4 runs)") and alone(plain + masks)["support"] == "not run yet"
+    of_masks = compare_all(plain + masks)[Protocol.of(Run(**masks[0]["run"]))]
+    assert of_masks.rows()[0]["mask seeds"] == "4" and not of_masks.difference_rows()
+    assert len(of_masks.plot().axes) == 1
+
+
+def test_answers_agree_with_the_tables():
+    results = [sample("original", arm, seed, mean) for seed in range(4) for arm, mean in (("none", 0.8), ("meta", 0.9))]
+    results += [sample("eb", arm, 0, 0.8) for arm in ("none", "meta")]
+    results += [sample("maml", "none", seed, 0.8) for seed in range(3)] + [sample("maml", "meta", 0, 0.8, size=105)]
+    told = answers(results)
+    assert list(told) == list(CLAIMS)
+    comparison = next(iter(compare_all(results).values()))
+    difference = comparison.of_arm()["original"]
+    assert told["original"].startswith(f"**Original Meta Network: {difference.verdict}.** Over 4 seeds")
+    assert f"{100 * difference.mean:+.2f}" in told["original"] and str(difference.interval) in told["original"]
+    assert "+2.16" in told["original"]
+    assert "one seed only" in told["eb"] and "interval" not in told["eb"]
+    assert told["maml"].startswith("**MAML: not run yet.**")
+    assert [row["ours"] for row in comparison.claim_rows()] == ["+0.00", f"{100 * difference.mean:+.2f}", "not run yet"]
+
+
+def test_the_plan_grows_with_the_width_and_not_with_the_sign():
+    def finished(mean, sd, seeds=10):
+        rng = np.random.default_rng(0)
+        meta = 0.8 + mean + sd * rng.normal(size=(30, 1)) + np.zeros((30, 1000))
+        results = [result("eb", "none", s, (0.8,) * 1000, data="omniglot") for s in range(seeds)]
+        return results + [result("eb", "meta", s, tuple(meta[s]), data="omniglot") for s in range(seeds)]
+
+    def wanted(results):
+        runs = planned_runs(results)
+        assert len({run.name for run in runs}) == len(runs)
+        return max(r.seed for r in runs if (r.learner, r.arm, Protocol.of(r)) == ("eb", "meta", Protocol.of(main))) + 1
+
+    main = Run(data="omniglot")
+    assert wanted([]) == 10 and wanted(finished(0, 0.005)) == 10
+    assert wanted(finished(0.03, 0.03)) == wanted(finished(-0.03, 0.03)) == 15
+    assert wanted(finished(0, 0.03, seeds=9)) == 10, "the first look is at ten"
+    assert wanted(finished(0, 0.1, seeds=30)) == 30
+
+
+def test_what_is_missing_is_named():
+    run = Run("proto", "none", 0, "omniglot")
+    accuracies = (0.5,) * run.test_tasks
+    rows = missing_rows([result("proto", "none", 0, accuracies, data="omniglot")])
+    assert rows[0]["learner"] == "proto" and rows[0]["finished"] == "1 of 10"
+    assert any("105x105" in row["protocol"] and row["finished"] == "0 of 2" for row in rows)
 
 
 def test_protocols_do_not_mix():
-    with pytest.raises(ValueError, match="differ in size"):
-        group_results([result(), result(arm="meta", size=105)])
+    for settings in ({"size": 105}, {"mask_seed": 3}):
+        with pytest.raises(ValueError, match=f"differ in {next(iter(settings))}: compare one protocol at a time"):
+            group_results([result(), result(arm="meta", **settings)])
 
 
 def test_the_table_shows_what_the_results_hold():
@@ -146,8 +492,10 @@ def test_the_table_shows_what_the_results_hold():
     assert none["arm"] == "none", "the baseline comes first"
     assert none["accuracy %"].startswith("70.00 ±") and meta[">80%"] == "33.3" and meta["loss"] == "1.0000"
     assert table.difference_rows()[0]["points"].startswith("+10.00 ± 0.00")
+    assert table.difference_rows()[0]["verdict"] == "one seed only"
     assert "+10.00" in repr(table) and "<table>" in table._repr_html_()
     assert len(table.plot().axes) == 2
+    assert "claims" not in table.figures(), "the claims are about Omniglot, not glyphs"
 
 
 def test_a_saved_learner_comes_back(tmp_path):

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -115,3 +117,32 @@ def test_evaluation_figures():
     assert report.share_above(0.8) == pytest.approx(0.4), "greater, not equal"
     assert "80.00%" in repr(report) and "<table>" in report._repr_html_()
     assert len(report.plot().axes) == 1
+
+
+def test_kept_memory_stays():
+    "What the process holds after a tensor of 200 MB is gone."
+    code = (
+        "from pathlib import Path\nimport torch\nfrom metadropout_nb.training import keep_memory\n"
+        "held = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "done, before = {call}, held()\ntensor = torch.ones(50_000_000)\ndel tensor\nprint(done, held() - before)"
+    )
+    found = {}
+    for call in ("None", "keep_memory()"):
+        result = subprocess.run([sys.executable, "-c", code.format(call=call)], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found[call] = result.stdout.split()
+    if found["keep_memory()"][0] == "False":
+        pytest.skip("this C library has no mallopt")
+    assert int(found["keep_memory()"][1]) > 150e6 > 50e6 > int(found["None"][1])
+
+
+def test_mixed_precision_changes_digits_and_not_the_course_of_things(characters):
+    def losses(mixed_precision):
+        torch.manual_seed(0)
+        learner = PrototypicalNetwork(num_classes=3, image_size=20)
+        sampler = TaskSampler(characters, n_way=3, n_query=2)
+        return fit(learner, sampler, n_tasks=6, meta_batch=2, mixed_precision=mixed_precision).losses
+
+    full, mixed = losses(False), losses(True)
+    assert full != mixed and full == losses(False)
+    assert max(abs(a - b) for a, b in zip(full, mixed, strict=True)) < 0.3
