@@ -38,7 +38,7 @@ class TaskBatchNorm(nn.BatchNorm2d):
             scale, shift = (part[:, None, None] for part in self.scale_and_shift(*self.fixed_statistics()))
             return x * scale + shift
         samples = x.numel() // self.num_features
-        mean, var = x.new_zeros(self.num_features), x.new_zeros(self.num_features)
+        mean, var = (x.new_zeros(self.num_features, dtype=self.weight.dtype) for _ in range(2))
         # With momentum 1, the "running" statistics that come back are the batch's own.
         normalise = partial(F.batch_norm, x, mean, var, training=True, momentum=1.0, eps=self.eps)
         if self.fused:
