@@ -27,9 +27,11 @@ from metadropout_nb.comparison import (
     LEARNERS,
     Comparison,
     Run,
+    compare_all,
     frozen_tasks,
     load_learner,
     load_results,
+    planned_runs,
     save_learner,
     sweep,
     train_learner,
@@ -87,8 +89,11 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = CORES,
     threads: Threads = 1,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Train nothing: redraw table and figure from this folder.")
+        Path | None, typer.Option("--from", help="Train nothing: every table and figure from this folder.")
     ] = None,
+    planned: Annotated[
+        bool, typer.Option("--planned", help="What is missing of the course's own experiment, whatever else is asked.")
+    ] = False,
 ) -> None:
     """Train learners in several arms of dropout and compare them on the same test tasks.
 
@@ -98,6 +103,7 @@ def compare(
     The experiment of the course: `metadropout compare --data omniglot --tasks 2000 --test-tasks 1000 --seeds 10`
     """
     with _clear_errors():
+        folder = from_ or out
         if from_:
             results = load_results(from_)
         else:
@@ -107,22 +113,36 @@ def compare(
                 for name in learner
                 for one in arm
             ]
+            if planned:
+                runs = planned_runs(load_results(out) if any(out.glob("*.json")) else ())
             results = sweep(runs, out, jobs, progress=True)
-        folder = from_ or out
-        comparison = Comparison(results)
-        for rows in (comparison.rows(), comparison.difference_rows()):
-            _print_table(rows)
-        figure = folder / "comparison.png"
-        comparison.plot().savefig(figure, dpi=150)
-    console.print(f"{len(results)} result files and the figure {figure.name} are in {folder}/")
+        everything = bool(from_) or planned
+        figures = [name for one in compare_all(results).values() for name in _show(one, folder, everything)]
+    told = f"figure {figures[0]} is" if len(figures) == 1 else f"{len(figures)} figures ({figures[0]}, ...) are"
+    console.print(f"{len(results)} result files were read; the {told} in {folder}/")
+    if not everything:
+        console.print(f"Intervals, spread over tasks and more: metadropout compare --from {folder}")
 
 
-def _print_table(rows: list[dict[str, str]]) -> None:
-    if rows:
-        table = Table(*rows[0], box=box.SIMPLE)
-        for row in rows:
-            table.add_row(*row.values())
-        console.print(table)
+def _show(comparison: Comparison, folder: Path, everything: bool) -> list[str]:
+    "Print the tables of one protocol and save its figures; returns their file names."
+    console.rule(comparison.protocol.name)
+    for title, rows in list(comparison.tables().items())[: None if everything else 2]:
+        _print_table(title, rows)
+    figures = comparison.figures() if everything else {"comparison": comparison.plot()}
+    names = {f"{name}-{comparison.protocol.slug}.png": figure for name, figure in figures.items()}
+    for name, figure in names.items():
+        figure.savefig(folder / name, dpi=150)
+    return list(names)
+
+
+def _print_table(title: str, rows: list[dict[str, str]]) -> None:
+    table = Table(box=box.SIMPLE, title=title, title_justify="left")
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
 
 # %% ../nbs/cli.ipynb #4f5c9765
 @app.command()
@@ -156,7 +176,7 @@ def evaluate(
         keep_memory()
         learner, run = load_learner(folder)
         report = evaluate_learner(learner, frozen_tasks(run, test_tasks), progress=True)
-        _print_table([report.rows()])
+        _print_table("On the frozen test tasks", [report.rows()])
         result = folder / "evaluation.json"
         write_json(result, {"accuracies": report.accuracies.tolist(), "losses": report.losses.tolist()})
     console.print(f"Accuracy and loss of each test task are in {result}")

@@ -61,7 +61,6 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
     for word in (
         "meta x2 - none",
         "no difference",
-        "Embedding-based",
         "not run yet",
         "rank 2",
         "mask seeds",

@@ -34,7 +34,8 @@ def shown(cell) -> str:
         if output.output_type == "stream":
             parts.append(output.text)
         elif "image/png" not in output.get("data", {}):
-            parts.append(output.data.get("text/html") or output.data.get("text/plain", ""))
+            kinds = ("text/markdown", "text/html", "text/plain")
+            parts.append(next((output.data[kind] for kind in kinds if kind in output.data), ""))
     return "\n".join(parts)
 
 
