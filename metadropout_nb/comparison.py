@@ -846,7 +846,7 @@ def _pooled(reports: list[Evaluation], unit: str) -> dict[str, str]:
     ci95 = seed_interval(accuracies).half_width if n > 1 else reports[0].ci95
     row = {
         unit: f"{n}",
-        "accuracy %": f"{100 * accuracies.mean():.2f} ± {100 * ci95:.2f}",
+        "accuracy %": f"{100 * accuracies.mean():.2f} ± {100 * ci95:.2f}" + (" (tasks)" if n == 1 else ""),
         "sd %": f"{100 * np.mean([report.sd for report in reports]):.2f}",
         "loss": f"{np.mean([report.loss for report in reports]):.4f}",
     }
