@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from metadropout_nb import cli
@@ -16,7 +17,7 @@ TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(cli, "console", Console(width=120))
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
