@@ -160,9 +160,11 @@ def train(
     with _clear_errors():
         run = Run(learner.value, arm.value, seed, data.value, size, tasks=tasks, threads=threads)
         out.mkdir(parents=True, exist_ok=True)
-        trained, history = train_learner(run, progress=True, checkpoint=out / "checkpoint.safetensors")
+        checkpoint = out / "checkpoint.safetensors"
+        trained, history = train_learner(run, progress=True, checkpoint=checkpoint)
         console.print(history)
         save_learner(trained, run, out)
+        checkpoint.unlink()
     console.print(f"The learner is in {out}/: test it with `metadropout evaluate {out}`")
 
 # %% ../nbs/cli.ipynb #c54fa495

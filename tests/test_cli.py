@@ -4,12 +4,13 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from metadropout_nb import cli
+from metadropout_nb import cli, training
 from metadropout_nb.cli import app
-from metadropout_nb.comparison import Run, planned_runs
+from metadropout_nb.comparison import Run, load_learner, planned_runs
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 
@@ -130,3 +131,23 @@ def test_nothing_there(run, words):
 def test_help_teaches(run):
     assert "--data omniglot" in run("compare", "--help").output
     assert all(name in run("--help").output for name in ("compare", "train", "evaluate", "notebooks"))
+
+
+def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
+    words = ["train", "--out", "made", "--learner", "eb", "--size", "16", "--tasks", "216"]
+    save = training._save_checkpoint
+
+    def save_and_break(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_save_checkpoint", save_and_break)
+    broken = run(*words)
+    assert broken.exit_code == 130
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["checkpoint.safetensors"]
+    monkeypatch.setattr(training, "_save_checkpoint", save)
+    assert run(*words).exit_code == 0
+    assert run(*words[:2], "whole", *words[3:]).exit_code == 0
+    made, whole = (load_learner(tmp_path / name)[0].state_dict() for name in ("made", "whole"))
+    assert all(torch.equal(made[name], whole[name]) for name in whole)
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["run.json", "weights.safetensors"]
