@@ -50,10 +50,10 @@ def write_results(folder, *runs):
 
 def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "sweep", lambda *_: pytest.fail("--from must train nothing"))
-    arms = [Run(arm=arm, seed=s, data="omniglot", test_tasks=20) for arm in ("none", "meta") for s in range(4)]
+    arms = [Run(arm=arm, seed=s, data="omniglot", test_tasks=20) for arm in ("none", "meta") for s in range(5)]
     arms += [replace(one, learner="eb") for one in arms]
     doses = [replace(one, dose=2.0) for one in arms if one.arm == "meta"]
-    others = [replace(one, size=105) for one in arms[:4]] + [replace(arms[4], mask_seed=s) for s in range(1, 4)]
+    others = [replace(one, size=105) for one in arms[:5]] + [replace(arms[5], mask_seed=s) for s in range(1, 4)]
     write_results(tmp_path / "here", *arms, *doses, *others)
     shown = run("compare", "--from", "here")
     assert shown.exit_code == 0, shown.output

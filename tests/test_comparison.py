@@ -214,11 +214,18 @@ def test_one_seed_has_an_interval_over_tasks_and_no_verdict():
 
 @pytest.mark.filterwarnings("error")
 def test_arms_that_are_one_and_the_same():
-    same = Difference("eb", "meta x0", "none", (0, 1, 2), np.zeros((3, 50)))
+    same = Difference("eb", "meta x0", "none", tuple(range(5)), np.zeros((5, 50)))
     assert same.interval == same.over_seeds == same.bootstrap == (0, 0) and same.p_value == 1
     assert same.verdict == "no difference beyond the margin" and corrected_p_values([same, same]).tolist() == [1, 1]
-    shifted = Difference("eb", "meta", "none", (0, 1, 2), np.full((3, 50), 0.03))
+    shifted = Difference("eb", "meta", "none", tuple(range(5)), np.full((5, 50), 0.03))
     assert shifted.over_seeds == pytest.approx((0.03, 0.03)) and shifted.p_value == 0 and shifted.verdict == "helps"
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"), [(2, "too few seeds"), (3, "too few seeds"), (4, "too few seeds"), (5, "helps")]
+)
+def test_seeds_that_agree_by_luck_do_not_make_a_verdict(seeds, expected):
+    assert Difference("eb", "meta", "none", tuple(range(seeds)), np.full((seeds, 50), 0.03)).verdict == expected
 
 
 @pytest.mark.parametrize(
