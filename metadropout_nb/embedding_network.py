@@ -27,9 +27,7 @@ class TaskBatchNorm(nn.BatchNorm2d):
     `batch_statistics` for the network to collect."""
 
     source = "own"  # whose statistics normalise: "own", "running", or "kept" from the last own pass
-    fused = (
-        False  # whether torch's fused form may apply the weights: faster, but wrong to differentiate twice in `vmap`
-    )
+    fused = False  # whether torch may apply the weights in one go: faster, but wrong to differentiate twice in `vmap`
     batch_statistics: tuple[torch.Tensor, torch.Tensor] | None = None  # mean and unbiased variance of the last own pass
     kept: tuple[torch.Tensor, torch.Tensor] | None = None  # what that pass was normalised by: mean and biased variance
 

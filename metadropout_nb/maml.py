@@ -53,6 +53,10 @@ class MAML(Learner):
         else:
             self.register_buffer("inner_lr", rates, persistent=False)
 
+    def extra_repr(self) -> str:
+        rate = "learned" if self.inner_lr.requires_grad else f"{float(self.inner_lr[0]):g}"
+        return f"inner_lr={rate}, inner_steps={self.inner_steps}, first_order={self.first_order}"
+
     def initial(self) -> Parameters:
         "The weights that every task starts from."
         return {name: p for name, p in self.named_parameters() if name.startswith(("network.", "head."))}

@@ -235,11 +235,11 @@ def _load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
         differ = [name for name in settings if said["settings"][name] != settings[name]]
         history = History(**said["history"])
+        state = {} if differ else {name: tensors[f"learner.{name}"] for name in learner.state_dict()}
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint of fit ({error}): remove it to start again") from error
     if differ:
         raise ValueError(f"{path} is of a training with other {', '.join(differ)}: remove it, or train elsewhere")
-    state = {name: tensors[f"learner.{name}"] for name in learner.state_dict()}
     learner.load_state_dict(state)
     for name, p in learner.named_parameters():
         optimizer.state[p] = {"step": tensors[f"adam.step.{name}"]} | {
@@ -275,7 +275,7 @@ def fit(
     optimizer = torch.optim.Adam(learner.parameters(), lr=lr)
     device = next(learner.parameters()).device
     settings = {"n_tasks": n_tasks, "meta_batch": meta_batch, "lr": lr, "seed": seed, "clip": clip}
-    settings |= {"learner": type(learner).__name__, "arm": learner.network.dropout, "sampler": sampler.described()}
+    settings |= {"mixed_precision": mixed_precision, "learner": repr(learner), "sampler": sampler.described()}
     path = None if checkpoint is None else Path(checkpoint)
     resumed = path is not None and path.exists()
     history = _load_checkpoint(path, learner, optimizer, settings) if resumed else History()

@@ -98,3 +98,26 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
     found = sweep([run], tmp_path)[0]
     assert found["accuracies"] == execute(run)["accuracies"] and not checkpoint.exists()
     assert found["training"] == execute(run)["training"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"dropout_rates": [0.1]}, {"dropout_rates": [0.2]}),
+        ({"dropout": "meta"}, {"dropout": "none"}),
+        ({"whole_channels": False}, {"whole_channels": True}),
+        ({"inner_steps": 1}, {"inner_steps": 2}),
+        ({"inner_lr": 0.01}, {"inner_lr": 0.02}),
+    ],
+)
+def test_a_checkpoint_of_another_learner_is_refused(characters, tmp_path, before, after):
+    "Also where the weights would fit."
+
+    def fit_one(more):
+        learner = MAML(**{"num_classes": 3, "image_size": 20, "inner_steps": 1} | more)
+        fit(learner, TaskSampler(characters, n_way=3, n_query=2), n_tasks=1, meta_batch=1, checkpoint=file)
+
+    file = tmp_path / "one.safetensors"
+    fit_one(before)
+    with pytest.raises(ValueError, match="of a training with other learner: remove it"):
+        fit_one(after)
