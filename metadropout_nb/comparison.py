@@ -19,7 +19,7 @@ import platform
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from itertools import count
@@ -41,10 +41,19 @@ from tqdm import tqdm
 from .eb_meta_network import MetaNetwork
 from .maml import MAML
 from .meta_dropout import ARMS, check_arm
-from .omniglot import Characters, glyphs, load_omniglot
+from .omniglot import Characters, glyphs, load_omniglot, rotate
 from .original_meta_network import OriginalMetaNetwork
 from .tasks import TaskBatch, TaskSampler
-from .training import Evaluation, History, Learner, PrototypicalNetwork, evaluate, fit, keep_memory
+from metadropout_nb.training import (
+    SCHEDULES,
+    Evaluation,
+    History,
+    Learner,
+    PrototypicalNetwork,
+    evaluate,
+    fit,
+    keep_memory,
+)
 
 # %% ../nbs/08_comparison.ipynb #990f1243
 LEARNERS: dict[str, type[Learner]] = {
@@ -65,17 +74,27 @@ def check_name(kind: str, name: str, known: Iterable[str]) -> str:
 # %% ../nbs/08_comparison.ipynb #d82cee62
 @lru_cache(maxsize=2)
 def load_split(
-    data: str,  # "glyphs" or "omniglot"
+    data: str,  # "glyphs", "omniglot" or "validation"
     size: int,  # pixels a side
 ) -> tuple[Characters, Characters]:  # characters to train on, characters to test on
-    "Training and test characters, disjoint: Omniglot's own split, or 200 and 100 glyphs."
-    if check_name("data", data, DATA) == "omniglot":
-        return load_omniglot(background=True, size=size), load_omniglot(background=False, size=size)
-    characters = glyphs(300, size=size)
-    return characters[:200], characters[200:]
+    """Training and test characters, disjoint: Omniglot's own split, or 200 and 100 glyphs.
+
+    "validation" keeps off Omniglot's test characters: every fifth alphabet of the background split is held out."""
+    if check_name("data", data, DATA) == "glyphs":
+        characters = glyphs(300, size=size)
+        return characters[:200], characters[200:]
+    background = load_omniglot(background=True, size=size)
+    if data == "omniglot":
+        return background, load_omniglot(background=False, size=size)
+    alphabets = [name.split("/")[0] for name in background.names]
+    held_out = set(sorted(set(alphabets))[::5])
+    return tuple(
+        background[[i for i, alphabet in enumerate(alphabets) if (alphabet in held_out) == test]]
+        for test in (False, True)
+    )
 
 
-DATA = ("glyphs", "omniglot")
+DATA = ("glyphs", "omniglot", "validation")
 
 # %% ../nbs/08_comparison.ipynb #dff41692
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Run:
     learner: str = "original"  # a key of `LEARNERS`
     arm: str = "meta"  # "none", "standard", "meta", "separate" or "support"
     seed: int = 0  # of the initial weights, the training tasks and the masks
-    data: str = "glyphs"  # "glyphs" or "omniglot"
+    data: str = "glyphs"  # "glyphs", "omniglot" or "validation"
     size: int = 28  # pixels a side
     n_way: int = 5
     k_shot: int = 1
@@ -99,11 +118,21 @@ class Run:
     mask_seed: int | None = None  # None: the run's seed
     dose: float = 1.0  # times the learner's own dropout rates
     whole_channels: bool = False  # masks drop feature maps, not single elements
+    scaled: bool = True  # masks scale what they keep by `1 / (1 - p)`
+    train_way: int | None = None  # ways in training; None: `n_way`
+    rotations: bool = False  # train on every character turned by 90, 180 and 270 degrees too, as classes of their own
+    schedule: str = "constant"  # of the learning rate, or "cosine"
+    statistics: str | None = None  # of batch norm at test; None: the learner's own default
 
     def __post_init__(self):
         check_name("learner", self.learner, LEARNERS)
         check_name("data", self.data, DATA)
         check_arm(self.arm)
+        check_name("schedule", self.schedule, SCHEDULES)
+        if self.learner == "maml" and self.train_way not in (None, self.n_way):
+            raise ValueError(
+                f"MAML's head has one output a way: it cannot be trained {self.train_way}-way and tested {self.n_way}-way"
+            )
         if not 0 <= self.dose <= 5:
             raise ValueError(f"dose must lie between 0 and 5, got {self.dose}")
         object.__setattr__(self, "dose", float(self.dose))  # 2 and 2.0 are one run, and one file
@@ -124,11 +153,12 @@ def build_learner(
 ) -> Learner:
     "The untrained learner of a run: equal seeds, equal weights, whatever the arm."
     torch.manual_seed(run.seed)
+    statistics = {"statistics": run.statistics} if run.statistics else {}
     learner = LEARNERS[run.learner](
-        num_classes=run.n_way, dropout=run.arm, image_size=run.size, whole_channels=run.whole_channels
+        num_classes=run.n_way, dropout=run.arm, image_size=run.size, whole_channels=run.whole_channels, **statistics
     )
     for site in learner.network.sites:
-        site.p *= run.dose
+        site.p, site.scaled = site.p * run.dose, run.scaled
     return learner
 
 
@@ -140,12 +170,19 @@ def train_learner(
     "The learner of a run, trained, and how that went. Sets torch's threads, and keeps freed memory."
     torch.set_num_threads(run.threads)
     keep_memory()
-    learner = build_learner(run)
+    way = run.train_way or run.n_way
+    learner = build_learner(replace(run, n_way=way))
     characters, _ = load_split(run.data, run.size)
-    sampler = TaskSampler(characters, run.n_way, run.k_shot, run.n_query, seed=run.seed)
+    characters = rotate(characters) if run.rotations else characters
+    sampler = TaskSampler(characters, way, run.k_shot, run.n_query, seed=run.seed)
     seed = run.seed if run.mask_seed is None else run.mask_seed
-    settings = {"meta_batch": run.meta_batch, "lr": run.lr, "seed": seed}
-    return learner, fit(learner, sampler, run.tasks, **settings, progress=progress, checkpoint=checkpoint)
+    settings = {"meta_batch": run.meta_batch, "lr": run.lr, "schedule": run.schedule, "seed": seed}
+    history = fit(learner, sampler, run.tasks, **settings, progress=progress, checkpoint=checkpoint)
+    if way == run.n_way:
+        return learner, history
+    other_way = build_learner(run)  # no weight of these learners depends on the number of ways
+    other_way.load_state_dict(learner.state_dict())
+    return other_way, history
 
 
 def frozen_tasks(
@@ -255,14 +292,15 @@ def load_results(
     return [read_result(path) for path in paths]
 
 # %% ../nbs/08_comparison.ipynb #025a3682
-VARIED = ("learner", "arm", "seed", "mask_seed", "dose", "whole_channels")  # within a protocol
+VARIED = ("learner", "arm", "seed", "mask_seed", "dose", "whole_channels", "scaled")  # within a protocol
 
 
 def arm_label(
     run: Run,
 ) -> str:
-    'The arm with what is special about its masks: "meta", "meta x2" (twice the rates), "meta, channels".'
-    return run.arm + (f" x{run.dose:g}" if run.dose != 1 else "") + (", channels" if run.whole_channels else "")
+    'The arm with what is special about its masks: "meta", "meta x2" (twice the rates), "meta, channels", "meta, unscaled".'
+    label = run.arm + (f" x{run.dose:g}" if run.dose != 1 else "")
+    return label + (", channels" if run.whole_channels else "") + ("" if run.scaled else ", unscaled")
 
 
 @dataclass(frozen=True)
@@ -350,6 +388,7 @@ def _place(run: Run) -> tuple:
         [*LEARNERS].index(run.learner),
         ARMS.index(run.arm),
         run.whole_channels,
+        not run.scaled,
         run.dose,
         run.seed,
         run.mask_seed or 0,
@@ -1046,6 +1085,7 @@ def planned_runs(
         *(Run("original", "meta", 0, "omniglot", mask_seed=seed) for seed in range(1, 11)),
         *(run for dose in (0.0, 0.5, 2.0, 3.0) for run in runs(one, ("meta",), 5, dose=dose)),
         *runs(one, ("meta",), 5, whole_channels=True),
+        *runs(one, ("meta",), 5, scaled=False),
         *runs(one, pair, 5, tasks=500),
         *runs(("maml",), controls, 5),
         *runs(both, pair, 3, size=105, test_tasks=200),

@@ -49,12 +49,13 @@ class MetaDropout(nn.Module):
         whole_channels: bool = False,  # drop feature maps, not single elements
         seed: int = 0,  # mask seed
         site: int = 0,  # number of this layer in its network, so that layers differ
+        scaled: bool = True,  # what is kept is multiplied by `1 / (1 - p)`, so that means stay; False: it stays as it is
     ):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"a dropout rate lies in [0, 1), got {p}")
         self.p, self.dropout, self.whole_channels = float(p), check_arm(dropout), whole_channels
-        self.seed, self.site = seed, site
+        self.seed, self.site, self.scaled = seed, site, scaled
         self.tasks = range(0)  # indices of the current tasks; none before the first
         self.calls = 0  # passes since the task began, where every pass has its own mask
         self.force_eval = False
@@ -62,7 +63,8 @@ class MetaDropout(nn.Module):
         self.register_buffer("query_mask", None, persistent=False)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, dropout={self.dropout!r}, whole_channels={self.whole_channels}"
+        text = f"p={self.p}, dropout={self.dropout!r}, whole_channels={self.whole_channels}"
+        return text if self.scaled else f"{text}, scaled=False"
 
     @property
     def active(self) -> bool:
@@ -87,6 +89,7 @@ class MetaDropout(nn.Module):
             height, width = (1, 1) if self.whole_channels else (height, width)
             key = (self.seed, task, self.site, int(query), call)
             mask = draw_mask((samples, channels, height, width), self.p, key, device, dtype)
+            mask = mask if self.scaled else mask * (1 - self.p)
             return mask.movedim(-3, -1).contiguous()  # in memory as the activations are: channels last
 
         parts = {"mask": shape}

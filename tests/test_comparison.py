@@ -44,8 +44,11 @@ from metadropout_nb.comparison import (
     split_variance,
     spread_changes,
     sweep,
+    train_learner,
     verdict,
 )
+from metadropout_nb.tasks import TaskSampler
+from metadropout_nb.training import evaluate
 
 TINY = {"size": 16, "tasks": 4, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
 
@@ -527,6 +530,50 @@ def test_the_table_shows_what_the_results_hold():
     assert "claims" not in table.figures(), "the claims are about Omniglot, not glyphs"
 
 
+@pytest.mark.parametrize("learner", ["proto", "eb", "original"])
+def test_trained_with_more_ways_than_tested(learner, monkeypatch):
+    ways = []
+    sample = TaskSampler.sample
+    monkeypatch.setattr(TaskSampler, "sample", lambda self, n: (ways.append(self.n_way), sample(self, n))[1])
+    run = Run(learner, "meta", train_way=8, **TINY)
+    trained, _ = train_learner(run)
+    assert ways == [8, 8] and trained.num_classes == 5
+    wide, _ = train_learner(Run(learner, "meta", **TINY | {"n_way": 8}))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.state_dict().values(), wide.state_dict().values(), strict=True)
+    )
+    assert evaluate(trained, frozen_tasks(run)).accuracies.shape == (3,)
+
+
+def test_rotations_are_for_training_only(monkeypatch):
+    seen = []
+    sampler = comparison.TaskSampler
+    monkeypatch.setattr(comparison, "TaskSampler", lambda c, *a, **k: (seen.append(len(c)), sampler(c, *a, **k))[1])
+    run = Run(rotations=True, **TINY)
+    train_learner(run)
+    frozen_tasks(run)
+    assert seen == [800, 100]
+
+
+def test_validation_keeps_off_the_test_characters(omniglot_root):
+    train, held_out = load_split("validation", 28)
+    background, evaluation = load_split("omniglot", 28)
+    assert sorted(train.names + held_out.names) == sorted(background.names)
+    alphabets = [{name.split("/")[0] for name in part.names} for part in (train, held_out)]
+    assert len(alphabets[0]) == 24 and len(alphabets[1]) == 6 and not alphabets[0] & alphabets[1]
+    assert not set(held_out.names) & set(evaluation.names)
+
+
+def test_unscaled_masks_only_drop():
+    def values(scaled):
+        site = build_learner(Run("original", "meta", scaled=scaled, **TINY)).network.sites[1]
+        site.reset_mask((2, 64, 8, 8))
+        return site.mask.unique()
+
+    assert torch.equal(values(False), torch.tensor([0.0, 1.0]))
+    assert torch.allclose(values(True), torch.tensor([0.0, 1 / 0.9]))
+
+
 def test_a_saved_learner_comes_back(tmp_path):
     run = Run(**TINY)
     learner = build_learner(run)
@@ -559,6 +606,8 @@ def test_a_damaged_learner_is_refused(tmp_path):
         ({"learner": "mnl"}, "unknown learner 'mnl': choose one of proto, eb, original"),
         ({"arm": "all"}, "unknown dropout arm"),
         ({"data": "mnist"}, "unknown data 'mnist'"),
+        ({"schedule": "linear"}, "unknown schedule 'linear'"),
+        ({"learner": "maml", "train_way": 20}, "cannot be trained 20-way and tested 5-way"),
     ],
 )
 def test_unknown_names(settings, message):

@@ -70,6 +70,16 @@ def test_settings_that_cannot_be(characters, bad):
     assert torch.equal(before, weights(model))
 
 
+def test_the_cosine_schedule_takes_ever_smaller_steps(characters, monkeypatch):
+    rates = []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
+    fit(learner(), sampler(characters), n_tasks=8, meta_batch=2, lr=0.1, schedule="cosine")
+    assert rates == pytest.approx(0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))
+    with pytest.raises(ValueError, match="constant, cosine"):
+        fit(learner(), sampler(characters), schedule="linear")
+
+
 def test_a_loss_that_is_not_finite_names_the_task_and_keeps_the_weights(characters):
     class Breaks(PrototypicalNetwork):
         def forward(self, *inputs):
