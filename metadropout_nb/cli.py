@@ -29,15 +29,14 @@ from metadropout_nb.comparison import (
     Run,
     compare_all,
     frozen_tasks,
-    load_learner,
     load_results,
     planned_runs,
-    save_learner,
     sweep,
     train_learner,
     write_json,
 )
 from .meta_dropout import ARMS
+from .trained import load_learner, save_learner
 from .training import evaluate as evaluate_learner
 from .training import keep_memory
 

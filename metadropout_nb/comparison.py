@@ -10,7 +10,7 @@ __all__ = ['LEARNERS', 'TEST_SEED', 'DATA', 'VARIED', 'Reports', 'MARGIN', 'FIRS
            'bootstrap_interval', 'crossed_interval', 'verdict', 'Difference', 'paired_differences',
            'corrected_p_values', 'SpreadChange', 'spread_changes', 'rank_learners', 'seeds_needed', 'Claim', 'Rows',
            'Comparison', 'compare_all', 'arm_color', 'plot_comparison', 'plot_claims', 'plot_ranking', 'answers',
-           'planned_runs', 'missing_rows', 'save_learner', 'load_learner']
+           'planned_runs', 'missing_rows']
 
 # %% ../nbs/08_comparison.ipynb #a4c960af
 import json
@@ -33,8 +33,6 @@ from joblib import Parallel, delayed
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from scipy import stats
 from tqdm import tqdm
 
@@ -125,6 +123,7 @@ class Run:
     statistics: str | None = None  # of batch norm at test; None: the learner's own default
 
     def __post_init__(self):
+        _check_settings(self)
         check_name("learner", self.learner, LEARNERS)
         check_name("data", self.data, DATA)
         check_arm(self.arm)
@@ -133,8 +132,6 @@ class Run:
             raise ValueError(
                 f"MAML's head has one output a way: it cannot be trained {self.train_way}-way and tested {self.n_way}-way"
             )
-        if not 0 <= self.dose <= 5:
-            raise ValueError(f"dose must lie between 0 and 5, got {self.dose}")
         object.__setattr__(self, "dose", float(self.dose))  # 2 and 2.0 are one run, and one file
 
     @property
@@ -146,6 +143,20 @@ class Run:
         told = {"learner", "arm", "seed", "data", "size", "n_way", "k_shot", "tasks"}
         others = [f.name for f in fields(self) if f.name not in told and getattr(self, f.name) != f.default]
         return "-".join([main, *(f"{name}={getattr(self, name)}" for name in others), f"seed{self.seed}"])
+
+# %% ../nbs/08_comparison.ipynb #545730ce
+def _check_settings(run: Run) -> None:
+    "Refuse, by name, a setting of the wrong type or out of range."
+    for f in fields(run):
+        value = getattr(run, f.name)
+        kinds = f.type | int if f.type is float else f.type
+        if not isinstance(value, kinds) or (isinstance(value, bool) and f.type is not bool):
+            raise ValueError(f"{f.name} must be {getattr(f.type, '__name__', f.type)}, got {value!r}")
+        least = 0 if f.name in ("seed", "mask_seed") else 1
+        if f.type in (int, int | None) and value is not None and value < least:
+            raise ValueError(f"{f.name} must be at least {least}, got {value}")
+    if not (0 < run.lr < float("inf") and 0 <= run.dose <= 5):
+        raise ValueError(f"lr must be positive and dose between 0 and 5, got {run.lr} and {run.dose}")
 
 # %% ../nbs/08_comparison.ipynb #74089289
 def build_learner(
@@ -1121,34 +1132,3 @@ def _seeds_wanted(results: Sequence[dict[str, Any]], learner: str) -> int:
             break
         wanted += 5
     return wanted
-
-# %% ../nbs/08_comparison.ipynb #983829d0
-def save_learner(
-    learner: Learner,
-    run: Run,  # how it was made
-    folder: str | Path,
-) -> Path:  # the folder
-    "Weights as safetensors, and the run as JSON beside them."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "weights.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, temporary)
-    os.replace(temporary, folder / "weights.safetensors")
-    write_json(folder / "run.json", asdict(run))
-    return folder
-
-
-def load_learner(
-    folder: str | Path,  # as `save_learner` left it
-) -> tuple[Learner, Run]:  # the learner, in eval mode, and how it was made
-    "Raises `FileNotFoundError` where there is none, `ValueError` where its files are damaged."
-    folder = Path(folder)
-    if not (folder / "run.json").exists() or not (folder / "weights.safetensors").exists():
-        raise FileNotFoundError(f"no learner in {folder}: expected run.json and weights.safetensors")
-    try:
-        run = Run(**json.loads((folder / "run.json").read_text(encoding="utf-8")))
-        learner = build_learner(run)
-        learner.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder} does not hold a sound learner: {error}") from error
-    return learner.eval(), run

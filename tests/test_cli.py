@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from metadropout_nb import cli, training
 from metadropout_nb.cli import app
-from metadropout_nb.comparison import Run, load_learner, planned_runs
+from metadropout_nb.comparison import Run, planned_runs
+from metadropout_nb.trained import load_learner
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 

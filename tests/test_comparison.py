@@ -28,7 +28,6 @@ from metadropout_nb.comparison import (
     execute,
     frozen_tasks,
     group_results,
-    load_learner,
     load_results,
     load_split,
     mean_squares,
@@ -36,7 +35,6 @@ from metadropout_nb.comparison import (
     paired_differences,
     planned_runs,
     rank_learners,
-    save_learner,
     seed_interval,
     seeds_needed,
     simulate_matrices,
@@ -572,32 +570,6 @@ def test_unscaled_masks_only_drop():
 
     assert torch.equal(values(False), torch.tensor([0.0, 1.0]))
     assert torch.allclose(values(True), torch.tensor([0.0, 1 / 0.9]))
-
-
-def test_a_saved_learner_comes_back(tmp_path):
-    run = Run(**TINY)
-    learner = build_learner(run)
-    save_learner(learner, run, tmp_path / "a")
-    loaded, told = load_learner(tmp_path / "a")
-    assert told == run and not loaded.training
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in learner.state_dict().items())
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["run.json", "weights.safetensors"]
-
-
-def test_a_damaged_learner_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no learner"):
-        load_learner(tmp_path)
-    save_learner(build_learner(Run(**TINY)), Run(**TINY), tmp_path)
-    weights = tmp_path / "weights.safetensors"
-    whole = weights.read_bytes()
-    for damage in (b"", whole[:-10], b"\x00" * 100):
-        weights.write_bytes(damage)
-        with pytest.raises(ValueError, match="sound learner"):
-            load_learner(tmp_path)
-    weights.write_bytes(whole)
-    (tmp_path / "run.json").write_text(json.dumps(comparison.asdict(Run(**TINY)) | {"size": 32}))
-    with pytest.raises(ValueError, match="sound learner"):
-        load_learner(tmp_path)
 
 
 @pytest.mark.parametrize(
