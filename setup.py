@@ -9,6 +9,7 @@ root = Path(__file__).parent
 config = ConfigParser()
 config.read(root / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+dev = cfg["dev_requirements"].split()
 
 setup(
     name=cfg["lib_name"],
@@ -25,6 +26,6 @@ setup(
     package_data={cfg["lib_name"]: ["weights/*/*"]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": dev, "docs": dev + cfg["docs_requirements"].split()},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )
