@@ -21,6 +21,7 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import distributed
 
 from metadropout_nb.comparison import (
     DATA,
@@ -67,7 +68,7 @@ LearnerName = Enum("LearnerName", {name: name for name in LEARNERS}, type=str)
 Arm = Enum("Arm", {name: name for name in ARMS}, type=str)
 DataName = Enum("DataName", {name: name for name in DATA}, type=str)
 
-CORES = os.cpu_count() or 1
+CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
 Data = Annotated[DataName, typer.Option(help="Characters drawn by a program, or Omniglot.")]
 Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Training tasks.")]
@@ -144,6 +145,19 @@ def _print_table(title: str, rows: list[dict[str, str]]) -> None:
     console.print(table)
 
 # %% ../nbs/cli.ipynb #4f5c9765
+@contextmanager
+def _processes() -> Iterator[bool]:  # whether this is the first process
+    "Join the processes that PyTorch's launcher has started; without it there is one."
+    if not distributed.is_torchelastic_launched():
+        yield True
+        return
+    distributed.init_process_group("gloo")
+    try:
+        yield distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()
+
+# %% ../nbs/cli.ipynb #54391f64
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for the trained learner.")],
@@ -155,16 +169,20 @@ def train(
     tasks: Tasks = 200,
     threads: Threads = CORES,
 ) -> None:
-    "Train one learner and save it: weights as safetensors, how it was made as JSON. Again after a break: it goes on."
-    with _clear_errors():
+    """Train one learner and save it: weights as safetensors, how it was made as JSON. Again after a break: it goes on.
+
+    Several processes, or GPUs, share out each meta-batch: `torchrun --nproc-per-node 2 -m metadropout_nb.cli train --out made`
+    """
+    with _clear_errors(), _processes() as first:
         run = Run(learner.value, arm.value, seed, data.value, size, tasks=tasks, threads=threads)
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.safetensors"
-        trained, history = train_learner(run, progress=True, checkpoint=checkpoint)
-        console.print(history)
-        save_learner(trained, run, out)
-        checkpoint.unlink()
-    console.print(f"The learner is in {out}/: test it with `metadropout evaluate {out}`")
+        trained, history = train_learner(run, progress=first, checkpoint=checkpoint)
+        if first:
+            console.print(history)
+            save_learner(trained, run, out)
+            checkpoint.unlink()
+            console.print(f"The learner is in {out}/: test it with `metadropout evaluate {out}`")
 
 # %% ../nbs/cli.ipynb #c54fa495
 @app.command()
@@ -195,3 +213,7 @@ def notebooks() -> None:
         if not shutil.which("jupyter-lab"):
             raise FileNotFoundError("JupyterLab is not installed: `pip install jupyterlab`")
     raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
+
+# %% ../nbs/cli.ipynb #0756c756
+if __name__ == "__main__" and "__file__" in globals():  # as `python -m metadropout_nb.cli`, not as a cell
+    app()

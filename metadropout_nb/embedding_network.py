@@ -190,27 +190,37 @@ class TaskModule(nn.Module):
         return torch.stack([torch.stack(part) for part in zip(*(n.batch_statistics for n in self.norms), strict=True)])
 
     @contextmanager
-    def one_update(self) -> Iterator[None]:
+    def one_update(
+        self,
+        summed: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,  # over all processes of a training
+    ) -> Iterator[None]:
         "All train-mode passes inside are one meta-batch: the running statistics take one step, at the end."
         self._pending = []
         try:
             yield
+            nothing = torch.stack([torch.stack([torch.zeros_like(norm.running_mean) for norm in self.norms])] * 2)
             pending, self._pending = self._pending, None
-            if pending:
-                self._record(torch.cat(pending))
+            total = summed(sum((part.sum(0) for part in pending), nothing))
+            passes = int(summed(nothing.new_tensor(sum(map(len, pending)))))
+            if passes:
+                self._step(total / passes, passes)
         finally:
             self._pending = None
 
-    @torch.no_grad()
     def _record(self, statistics: torch.Tensor) -> None:  # `[passes, 2, layers, F]`
-        """Move the running statistics towards the passes' average, or keep the passes for the end of the meta-batch.
+        "Keep the passes for the end of the meta-batch, or step at once where there is none."
+        statistics = statistics.detach()
+        if self._pending is None:
+            self._step(statistics.mean(0), len(statistics))
+        else:
+            self._pending.append(statistics)
+
+    def _step(self, average: torch.Tensor, passes: int) -> None:  # `[2, layers, F]`
+        """Move the running statistics towards the passes' average.
 
         The step is as long as so many steps of batch norm's momentum, one a pass, would be together."""
-        if self._pending is not None:
-            self._pending.append(statistics)
-            return
-        for norm, mean, var in zip(self.norms, *statistics.mean(0), strict=True):
-            step = 1 - (1 - norm.momentum) ** len(statistics)
+        for norm, mean, var in zip(self.norms, *average, strict=True):
+            step = 1 - (1 - norm.momentum) ** passes
             norm.running_mean.lerp_(mean, step)
             norm.running_var.lerp_(var, step)
             norm.num_batches_tracked += 1

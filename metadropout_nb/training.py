@@ -11,25 +11,29 @@ import ctypes
 import json
 import math
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from scipy import stats
-from torch import nn
+from torch import distributed, nn
 from torch.func import functional_call
 from tqdm import tqdm
 
 from .embedding_network import EmbeddingNetwork
+from .style import BLUE, ORANGE, SKY, start_figure
 from .tasks import TaskBatch, TaskSampler
 
 # %% ../nbs/04_training.ipynb #3d4707d0
@@ -177,18 +181,49 @@ def _check_finite(losses: torch.Tensor, kind: str, first: int) -> None:
 def _accumulate(
     learner: Learner, tasks: TaskBatch, chunk: int, first: int, device: torch.device
 ) -> tuple[float, float]:  # mean loss, mean accuracy
-    "Add up the gradient of a meta-batch's mean loss, chunk by chunk."
-    losses, accuracies = [], []
-    with learner.network.one_update():
-        for i in range(0, len(tasks), chunk):
-            part = tasks[i : i + chunk].to(device)
+    "Add up the gradient of a meta-batch's mean loss, chunk by chunk, over this process's share of its tasks."
+    share = _share_of(len(tasks))
+    learner.network.next_task = first + share.start
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    with learner.network.one_update(_summed):
+        for i in range(share.start, share.stop, chunk):
+            part = tasks[i : min(i + chunk, share.stop)].to(device)
             logits = learner(part.support_x, part.support_y, part.query_x)
             loss = task_losses(logits, part.query_y)
             _check_finite(loss, "training", first + i)
             (loss.sum() / len(tasks)).backward()
-            losses.append(loss.detach())
-            accuracies.append(task_accuracies(logits, part.query_y))
-    return float(torch.cat(losses).mean()), float(torch.cat(accuracies).mean())
+            sums += torch.stack([loss.detach().double().sum(), task_accuracies(logits, part.query_y).sum()])
+    _sum_gradients(learner)
+    loss, accuracy = (_summed(sums) / len(tasks)).tolist()
+    return loss, accuracy
+
+# %% ../nbs/04_training.ipynb #0c0c4b91
+def _process() -> tuple[int, int]:
+    "The number of this process, and how many there are."
+    together = distributed.is_available() and distributed.is_initialized()
+    return (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+
+
+def _share_of(n_tasks: int) -> range:
+    "Which tasks of a meta-batch are this process's."
+    rank, processes = _process()
+    return range(rank * n_tasks // processes, (rank + 1) * n_tasks // processes)
+
+
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    "The sum over all processes of a training."
+    if _process()[1] > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+def _sum_gradients(learner: Learner) -> None:
+    if _process()[1] > 1:
+        parameters = [p for p in learner.parameters() if p.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        summed = _summed(torch.cat([gradient.flatten() for gradient in gradients]))
+        for p, part in zip(parameters, summed.split([p.numel() for p in parameters]), strict=True):
+            p.grad = torch.empty_like(p).copy_(part.view_as(p))
 
 # %% ../nbs/04_training.ipynb #51c4fbd6
 @dataclass
@@ -206,12 +241,11 @@ class History:
 
     def plot(self) -> Figure:
         "Loss and accuracy against tasks seen."
-        figure, axes = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-        axes[0].plot(self.tasks, self.losses, color="#0072B2")
+        figure, axes = start_figure(8, 2.6, columns=2)
+        axes[0].plot(self.tasks, self.losses, color=BLUE)
         axes[0].set(xlabel="training tasks", ylabel="query loss (nats)", ylim=(0, None))
-        axes[1].plot(self.tasks, [100 * accuracy for accuracy in self.accuracies], color="#0072B2")
+        axes[1].plot(self.tasks, [100 * accuracy for accuracy in self.accuracies], color=BLUE)
         axes[1].set(xlabel="training tasks", ylabel="query accuracy (%)", ylim=(0, 100))
-        plt.close(figure)
         return figure
 
 # %% ../nbs/04_training.ipynb #2d06dc5e
@@ -248,6 +282,26 @@ def _load_checkpoint(
         }
     return history
 
+# %% ../nbs/04_training.ipynb #c4708fbc
+@contextmanager
+def _interrupt_held() -> Iterator[list[int]]:  # fills when Ctrl-C arrives
+    "Hold Ctrl-C back; a second one is not held."
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            raise KeyboardInterrupt
+        held.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread has signals
+        yield held
+        return
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield held
+    finally:
+        signal.signal(signal.SIGINT, before)
+
 # %% ../nbs/04_training.ipynb #de42ef1e
 SCHEDULES: dict[str, Callable[[float], float]] = {  # share of the training done -> factor of the learning rate
     "constant": lambda done: 1.0,
@@ -272,6 +326,7 @@ def fit(
 ) -> History:
     """Train by Adam on the mean query loss of each meta-batch.
 
+    Under `torchrun` the processes share out each meta-batch. Ctrl-C finishes the update, and writes the checkpoint.
     Raises `ValueError` for settings that cannot be, or a checkpoint of other ones; `FloatingPointError` at the first
     loss that is not finite."""
     meta_batch = learner.meta_batch if meta_batch is None else meta_batch
@@ -302,7 +357,8 @@ def fit(
     learner.network.seed_masks(seed, done)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision)
     before, start, written = history.seconds, perf_counter(), done
-    with tqdm(total=n_tasks, initial=done, unit="task", leave=False, disable=not progress) as bar:
+    bar = tqdm(total=n_tasks, initial=done, unit="task", leave=False, disable=not progress)
+    with bar, _interrupt_held() as interrupts:
         for first in range(done, n_tasks, meta_batch):
             tasks = sampler.sample(min(meta_batch, n_tasks - first))
             with autocast:
@@ -315,9 +371,13 @@ def fit(
             history.accuracies.append(accuracy)
             history.tasks.append(first + len(tasks))
             history.seconds = before + perf_counter() - start
-            if path and (history.tasks[-1] - written >= checkpoint_every or history.tasks[-1] == n_tasks):
+            due = history.tasks[-1] - written >= checkpoint_every or history.tasks[-1] == n_tasks or interrupts
+            if path and due and _process()[0] == 0:
                 _save_checkpoint(path, learner, optimizer, settings, history)
                 written = history.tasks[-1]
+            if interrupts:
+                told = f"the same call goes on from {path}" if path else "no checkpoint was asked for"
+                raise KeyboardInterrupt(f"stopped after {history.tasks[-1]:,} of {n_tasks:,} training tasks: {told}")
             bar.update(len(tasks))
             bar.set_postfix(loss=f"{loss:.3f}")
     return history
@@ -377,12 +437,11 @@ class Evaluation:
 
     def plot(self) -> Figure:
         "How the tasks' accuracies are distributed, and their mean."
-        figure, axis = plt.subplots(figsize=(6, 2.6), layout="constrained")
-        axis.hist(100 * self.accuracies, bins=np.arange(-2, 104, 4), color="#56B4E9", edgecolor="white")
-        axis.axvline(100 * self.accuracy, color="#D55E00", label=f"mean {self.accuracy:.1%}")
+        figure, axis = start_figure(6, 2.6)
+        axis.hist(100 * self.accuracies, bins=np.arange(-2, 104, 4), color=SKY, edgecolor="white")
+        axis.axvline(100 * self.accuracy, color=ORANGE, label=f"mean {self.accuracy:.1%}")
         axis.set(xlabel="accuracy on a task (%)", ylabel="tasks", xlim=(0, 102))
         axis.legend(frameon=False)
-        plt.close(figure)
         return figure
 
 # %% ../nbs/04_training.ipynb #fce4c517

@@ -121,3 +121,35 @@ def test_a_checkpoint_of_another_learner_is_refused(characters, tmp_path, before
     fit_one(before)
     with pytest.raises(ValueError, match="of a training with other learner: remove it"):
         fit_one(after)
+
+
+class CtrlC(TaskSampler):
+    "Somebody presses Ctrl-C while the second update is under way."
+
+    presses = 1
+
+    def sample(self, n_tasks=1):
+        for _ in range(self.presses if self.next_task == 2 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return super().sample(n_tasks)
+
+
+def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(characters, tmp_path):
+    through, _ = train(characters)
+    file = tmp_path / "half.safetensors"
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match=r"after 4 of 7 training tasks: the same call goes on from .*half"):
+        train(characters, sampler=CtrlC, checkpoint=file, checkpoint_every=100)
+    assert signal.getsignal(signal.SIGINT) is handler
+    resumed, history = train(characters, checkpoint=file, checkpoint_every=100)
+    assert history.tasks == [2, 4, 6, 7]
+    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt, match="no checkpoint was asked for"):
+        train(characters, sampler=CtrlC)
+
+
+def test_a_second_ctrl_c_breaks_in_at_once(characters, tmp_path, monkeypatch):
+    monkeypatch.setattr(CtrlC, "presses", 2)
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        train(characters, sampler=CtrlC, checkpoint=tmp_path / "half.safetensors", checkpoint_every=100)
+    assert not list(tmp_path.iterdir())

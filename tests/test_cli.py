@@ -151,4 +151,8 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
     assert run(*words[:2], "whole", *words[3:]).exit_code == 0
     made, whole = (load_learner(tmp_path / name)[0].state_dict() for name in ("made", "whole"))
     assert all(torch.equal(made[name], whole[name]) for name in whole)
-    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == ["run.json", "weights.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
+        "README.md",
+        "learner.json",
+        "weights.safetensors",
+    ]

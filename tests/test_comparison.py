@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from filelock import FileLock
 from scipy import stats
 
 from metadropout_nb import comparison
@@ -133,6 +134,30 @@ def test_a_damaged_result_is_named_and_run_again(tmp_path):
         with pytest.warns(UserWarning, match="run again"):
             (again,) = sweep([run], tmp_path)
         assert again["accuracies"] == good["accuracies"]
+
+
+@pytest.mark.parametrize("other_dies", [False, True])
+def test_two_sweeps_on_one_folder_share_the_work(tmp_path, monkeypatch, other_dies):
+    first, second = (Run(seed=seed, **TINY) for seed in range(2))
+    executed = []
+    other = FileLock(tmp_path / f"{first.name}.lock")
+    other.acquire()
+
+    def told(run):
+        return {"run": comparison.asdict(run), "accuracies": [0.5] * 3, "losses": [1.0] * 3}
+
+    def execute(run, progress, checkpoint):
+        executed.append(run)
+        if run == second:  # meanwhile the other sweep finishes the first run, or dies
+            if not other_dies:
+                comparison.write_json(tmp_path / f"{first.name}.json", told(first))
+            other.release()
+        return told(run)
+
+    monkeypatch.setattr(comparison, "execute", execute)
+    sweep([first, second], tmp_path)
+    assert executed == ([second, first] if other_dies else [second])
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_no_results(tmp_path):
