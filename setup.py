@@ -1,9 +1,11 @@
 """Packaging, read from settings.ini so that every fact stands in one place."""
 
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 root = Path(__file__).parent
 config = ConfigParser()
@@ -11,7 +13,20 @@ config.read(root / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 dev = cfg["dev_requirements"].split()
 
+
+class BuildWithCourse(build_py):
+    "Put chapters and results into the wheel, for `metadropout notebooks`. In an editable install they are at hand."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for part in ("nbs", "results"):
+                target = Path(self.build_lib) / cfg["lib_name"] / "course" / part
+                shutil.copytree(root / part, target, ignore=shutil.ignore_patterns(".*", "_*"), dirs_exist_ok=True)
+
+
 setup(
+    cmdclass={"build_py": BuildWithCourse},
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],

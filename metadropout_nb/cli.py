@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'LearnerName', 'Arm', 'DataName', 'CORES', 'Data', 'Size', 'Tasks', 'TestTasks', 'Threads',
-           'compare', 'train', 'evaluate', 'notebooks']
+           'COURSE_FILES', 'compare', 'train', 'evaluate', 'notebooks']
 
 # %% ../nbs/cli.ipynb #3128e97e
 import os
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -202,17 +203,45 @@ def evaluate(
 
 # %% ../nbs/cli.ipynb #b01ce57a
 @app.command()
-def notebooks() -> None:
-    "Open the course in JupyterLab."
+def notebooks(
+    folder: Annotated[Path, typer.Argument(help="Where the copy goes.")] = Path("metadropout-course"),
+    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the copy in JupyterLab.")] = True,
+) -> None:
+    "Copy the course to a folder of yours, never over your own work, and open it in JupyterLab."
     with _clear_errors():
-        folder = Path(__file__).resolve().parents[1] / "nbs"
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                "the notebooks come with the repository: clone it and install with `pip install -e .`"
-            )
-        if not shutil.which("jupyter-lab"):
-            raise FileNotFoundError("JupyterLab is not installed: `pip install jupyterlab`")
-    raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder)]))
+        if open_ and not find_spec("jupyterlab"):
+            raise FileNotFoundError("JupyterLab is not installed: `pip install jupyterlab`, or call with --no-open")
+        copied, kept = _copy_course(folder)
+    console.print(f"Files copied to {folder}/: {copied}")
+    if kept:
+        console.print(f"Yours differ and were kept: {', '.join(kept)}. Move one away to get it anew.")
+    if open_:
+        raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "nbs")]))
+
+# %% ../nbs/cli.ipynb #8dcc1ada
+def _copy_course(folder: Path) -> tuple[int, list[str]]:  # how many files were copied, and which differ
+    "Copy what is not there yet: the chapters, and the results that they read."
+    package = Path(__file__).resolve().parent
+    source = package / "course"  # in an installed package; in a checkout the chapters are one level up
+    source = source if source.is_dir() else package.parent
+    copied, kept = 0, []
+    for path in sorted(path for part in ("nbs", "results") for path in (source / part).rglob("*")):
+        relative = path.relative_to(source)
+        target = folder / relative
+        if path.suffix not in COURSE_FILES or any(part.startswith((".", "_")) for part in relative.parts):
+            continue
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{target.name}.tmp")
+            shutil.copyfile(path, temporary)
+            os.replace(temporary, target)
+            copied += 1
+        elif target.read_bytes() != path.read_bytes():
+            kept.append(str(relative))
+    return copied, kept
+
+
+COURSE_FILES = (".ipynb", ".json", ".bib", ".png", ".svg")
 
 # %% ../nbs/cli.ipynb #0756c756
 if __name__ == "__main__" and "__file__" in globals():  # as `python -m metadropout_nb.cli`, not as a cell

@@ -1,16 +1,21 @@
 import json
 import os
+import shutil
+import subprocess
+import sys
+import zipfile
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import NOTEBOOKS, ROOT
 from rich.console import Console
 from typer.testing import CliRunner
 
 from metadropout_nb import cli, training
 from metadropout_nb.cli import app
-from metadropout_nb.comparison import Run, planned_runs
+from metadropout_nb.comparison import LEARNERS, Run, planned_runs
 from metadropout_nb.trained import load_learner
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
@@ -127,6 +132,34 @@ def test_omniglot_that_is_not_there(run, monkeypatch, tmp_path):
 def test_nothing_there(run, words):
     result = run(*words)
     assert result.exit_code == 1 and "Error" in result.output and "Traceback" not in result.output
+
+
+def test_notebooks_copies_the_course_and_keeps_what_is_yours(run, tmp_path):
+    first = run("notebooks", "mine", "--no-open")
+    assert first.exit_code == 0, first.output
+    chapter, result = tmp_path / "mine/nbs/00_omniglot.ipynb", next((tmp_path / "mine/results").glob("*.json"))
+    assert chapter.read_bytes() == (ROOT / "nbs/00_omniglot.ipynb").read_bytes()
+    assert len(list((tmp_path / "mine/nbs").glob("*.ipynb"))) == len(NOTEBOOKS)
+    chapter.write_text("my notes")
+    result.unlink()
+    again = run("notebooks", "mine", "--no-open")
+    assert "mine/: 1" in again.output and "kept: nbs/00_omniglot.ipynb" in again.output
+    assert chapter.read_text() == "my notes" and result.exists()
+    assert not list((tmp_path / "mine").rglob("*.tmp"))
+
+
+def test_the_wheel_carries_course_results_and_learners(tmp_path):
+    for name in ("setup.py", "settings.ini", "README.md", "LICENSE", "pyproject.toml", "MANIFEST.in"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("nbs", "results", "metadropout_nb"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", "dist"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"metadropout_nb/course/nbs/{path.name}" for path in NOTEBOOKS} <= names
+    assert {f"metadropout_nb/weights/{name}/weights.safetensors" for name in LEARNERS} <= names
+    assert any(name.startswith("metadropout_nb/course/results/") for name in names)
 
 
 def test_help_teaches(run):

@@ -151,6 +151,7 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path, monkeypatch, other_di
         if run == second:  # meanwhile the other sweep finishes the first run, or dies
             if not other_dies:
                 comparison.write_json(tmp_path / f"{first.name}.json", told(first))
+                (tmp_path / f"{first.name}.lock").unlink()
             other.release()
         return told(run)
 
