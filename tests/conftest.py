@@ -1,14 +1,20 @@
 """Shared fixtures. Everything is small, seeded and offline; tests of real Omniglot skip where it is not to be had."""
 
 import os
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from metadropout_nb import omniglot
 from metadropout_nb.omniglot import Characters, glyphs
 from metadropout_nb.tasks import TaskBatch, TaskSampler
+
+settings.register_profile("same every time", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.load_profile("same every time")
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -36,6 +42,41 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(omniglot, "user_cache_path", lambda name: folder)
     monkeypatch.delenv("METADROPOUT_DATA", raising=False)
     return folder
+
+
+@pytest.fixture
+def full_disk():
+    "`with full_disk(1000):` every file that would grow beyond 1,000 bytes is a disk without room."
+    resource = pytest.importorskip("resource", reason="limits of file size are POSIX's")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    @contextmanager
+    def limited(size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
+
+
+@pytest.fixture
+def read_only():
+    "A folder that everybody may read and nobody may write in, not even root, who becomes somebody else for the test."
+    if not hasattr(os, "geteuid"):
+        pytest.skip("folders cannot be locked by their mode here")
+    with tempfile.TemporaryDirectory() as name:  # not `tmp_path`, whose parents are closed to others
+        Path(name).chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(name).chmod(0o755)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,9 @@
+import shutil
+import struct
+import warnings
 import zipfile
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,7 +106,7 @@ class TestLoadOmniglot:
 
     def test_download_that_fails_midway_leaves_nothing(self, cache, monkeypatch):
         def fail(root, background, download):
-            draw(omniglot.Path(root) / "omniglot-py" / SPLIT / "A/character01/01.png")
+            draw(Path(root) / "omniglot-py" / SPLIT / "A/character01/01.png")
             raise OSError("connection lost")
 
         monkeypatch.setattr("torchvision.datasets.Omniglot", fail)
@@ -111,12 +116,22 @@ class TestLoadOmniglot:
 
     def test_download_through_torchvision(self, cache, tree, monkeypatch):
         def fetch(root, background, download):
-            omniglot.shutil.copytree(tree / SPLIT, omniglot.Path(root) / "omniglot-py" / SPLIT)
+            shutil.copytree(tree / SPLIT, Path(root) / "omniglot-py" / SPLIT)
 
         monkeypatch.setattr("torchvision.datasets.Omniglot", fetch)
         assert len(load_omniglot(size=20)) == 3
         monkeypatch.setattr("torchvision.datasets.Omniglot", lambda *a, **k: pytest.fail("downloaded twice"))
         assert len(load_omniglot(size=20)) == 3
+
+    def test_two_downloads_at_a_time(self, cache, tree, monkeypatch):
+        "The slower one leaves the quicker one's characters alone."
+
+        def fetch(root, background, download):
+            shutil.copytree(tree / SPLIT, Path(root) / "omniglot-py" / SPLIT)
+            shutil.copytree(tree / SPLIT, cache / SPLIT)
+
+        monkeypatch.setattr("torchvision.datasets.Omniglot", fetch)
+        assert len(load_omniglot(size=20)) == len(load_omniglot(size=20)) == 3
 
     def test_unwritable_cache_is_only_a_warning(self, tree, cache):
         cache.write_text("a file where the folder should be")
@@ -126,6 +141,145 @@ class TestLoadOmniglot:
     def test_a_part_of_omniglot_is_said_to_be_one(self, tree, cache):
         with pytest.warns(UserWarning, match="3 of Omniglot's 964"):
             load_omniglot(tree, size=20)
+
+
+def png(width=20, height=20) -> bytes:
+    "The header says what it is told to, the pixels are those of a blank 20 x 20."
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + b"\xff" * 20) * 20)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore:.*of Omniglot's")
+class TestHostileZips:
+    def load(self, folder, *entries):
+        folder.mkdir()
+        with zipfile.ZipFile(folder / f"{SPLIT}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in entries:
+                archive.writestr(name, content)
+        return load_omniglot(folder, size=20)
+
+    def refused(self, tmp_path, cache, message, *entries):
+        with pytest.raises(ValueError, match=rf"{SPLIT}\.zip is damaged or incomplete.*{message}"):
+            self.load(tmp_path / "source", *entries)
+        assert not list(cache.glob("*")), "nothing half-written"
+
+    def test_names_that_climb_out_lead_nowhere(self, tmp_path, cache):
+        names = ["../../evil.png", "/evil.png", f"{SPLIT}/A/../../../../evil.png", "C:\\evil\\evil.png"]
+        self.load(tmp_path / "source", *((name, png()) for name in names))
+        assert not list(tmp_path.parent.rglob("evil*")) and not Path("/evil.png").exists()
+        assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file())[1:] == [f"{SPLIT}.zip"]
+
+    def test_symlinks_are_not_followed(self, tmp_path, cache):
+        draw(tmp_path / "secret.png")
+        link = zipfile.ZipInfo(f"{SPLIT}/A/c/1.png")
+        link.external_attr = 0o120777 << 16
+        self.refused(tmp_path, cache, "A/c/1.png cannot be read", (link, str(tmp_path / "secret.png")))
+
+    @pytest.mark.parametrize("side", [100_000, 2**31 - 1])
+    def test_one_png_of_absurd_size(self, tmp_path, cache, side):
+        self.refused(tmp_path, cache, "A/c/1.png cannot be read.*Bomb", (f"{SPLIT}/A/c/1.png", png(side, side)))
+
+    def test_many_pngs_that_are_too_much_together(self, tmp_path, cache, monkeypatch):
+        "Each could be decoded; the fifth is refused by its header."
+        monkeypatch.setattr(omniglot, "MOST_BYTES", 2000)
+        entries = [(f"{SPLIT}/A/c/{i}.png", png()) for i in range(9)]
+        self.refused(tmp_path, cache, r"A/c/5\.png.*more than 2,000 bytes", *entries)
+
+    def test_it_is_asked_how_much_it_unpacks_to_before_it_is_unpacked(self, tmp_path, cache, monkeypatch):
+        monkeypatch.setattr(omniglot, "MOST_BYTES", 10**6)
+        monkeypatch.setattr(omniglot, "_decode", lambda *_: pytest.fail("decoded"))
+        entry = (f"{SPLIT}/A/c/1.png", png() + bytes(10**6))
+        self.refused(tmp_path, cache, "unpacks to more than 1,000,000 bytes", entry)
+
+    def test_other_formats_are_not_tried(self, tmp_path, cache):
+        "A decoder of PostScript, say, would start another program."
+        script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+        self.refused(tmp_path, cache, "A/c/1.png cannot be read.*cannot identify", (f"{SPLIT}/A/c/1.png", script))
+
+    @pytest.mark.parametrize("damage", [b"", b"not an image", png()[:50], png()[:33] + png()[40:]], ids=range(4))
+    def test_a_corrupt_image_is_named(self, tmp_path, cache, damage):
+        self.refused(tmp_path, cache, "A/c/1.png cannot be read", (f"{SPLIT}/A/c/1.png", damage))
+
+    def test_no_damage_to_the_zip_is_another_error(self, tmp_path, cache):
+        "Every byte of it in turn: what cannot be loaded is refused by name, whatever zipfile makes of it."
+        self.load(tmp_path / "source", (f"{SPLIT}/A/c/1.png", png()))
+        whole = (tmp_path / "source" / f"{SPLIT}.zip").read_bytes()
+        refused = 0
+        for i in range(len(whole)):
+            file = tmp_path / f"{i}" / f"{SPLIT}.zip"
+            file.parent.mkdir()
+            file.write_bytes(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
+            try:
+                load_omniglot(file.parent, size=20)
+            except ValueError as error:
+                refused += 1
+                assert str(file) in str(error)
+        assert refused > len(whole) / 2
+
+
+class TestCache:
+    def test_no_damage_to_it_is_an_error(self, tmp_path):
+        "Hundreds of damaged ones: each loads as it was, or not at all."
+        good = glyphs(2, 2, size=8)
+        file = tmp_path / "cache.npz"
+        omniglot._save_cached(file, good)
+        whole = file.read_bytes()
+        found = {True: 0, False: 0}
+        rng = np.random.default_rng(0)
+        for _ in range(500):
+            places, values = rng.integers(len(whole), size=2), rng.integers(256, size=2)
+            damaged = bytearray(whole)
+            for place, value in zip(places, values, strict=True):
+                damaged[place] = value
+            file.write_bytes(damaged)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded = omniglot._load_cached(file)
+            found[loaded is None] += 1
+            assert loaded is None or (torch.equal(loaded.images, good.images) and loaded.names == good.names)
+        assert found[True] > 250 and found[False]
+
+    @pytest.mark.parametrize(
+        "content",
+        [
+            {"images": np.zeros((1, 1, 8, 8), np.uint8)},
+            {"images": np.zeros((1, 1, 8, 8), np.uint8), "names": np.array(1)},
+            {"images": np.zeros((1, 1, 8, 8), np.float32), "names": np.array(["a"])},
+            {"images": np.full((1, 1), "a"), "names": np.array(["a"])},
+            {"images": np.array([{}], dtype=object), "names": np.array(["a"])},
+        ],
+    )
+    def test_other_arrays_are_not_taken_for_characters(self, tmp_path, content):
+        np.savez(tmp_path / "cache.npz", **content)
+        with pytest.warns(UserWarning, match="cache.npz is damaged"):
+            assert omniglot._load_cached(tmp_path / "cache.npz") is None
+
+    @pytest.mark.filterwarnings("ignore:.*of Omniglot's")
+    @pytest.mark.parametrize("room", [0, 1000])
+    def test_a_full_disk_is_only_a_warning_and_leaves_nothing(self, tree, cache, full_disk, room):
+        cache.mkdir()
+        with full_disk(room), pytest.warns(UserWarning, match="not cached.*too large"):
+            loaded = load_omniglot(tree, size=20)
+        assert len(loaded) == 3 and not list(cache.iterdir())
+
+    def test_a_full_disk_keeps_what_was_cached_before(self, tmp_path, full_disk):
+        file, good = tmp_path / "cache.npz", glyphs(2, 2, size=8)
+        omniglot._save_cached(file, good)
+        with full_disk(1000), pytest.warns(UserWarning, match="not cached"):
+            omniglot._save_cached(file, glyphs(9, 9, size=8))
+        assert torch.equal(omniglot._load_cached(file).images, good.images)
+
+    def test_a_folder_that_cannot_be_written(self, read_only):
+        with pytest.warns(UserWarning, match="not cached.*Permission denied"):
+            omniglot._save_cached(read_only / "cache.npz", glyphs(1, 1, size=8))
+        with pytest.raises(PermissionError, match=read_only.name):
+            omniglot._download(read_only, background=True)
+        assert not list(read_only.iterdir())
 
 
 def test_real_omniglot(omniglot_root, cache):
