@@ -1,4 +1,4 @@
-"""What can be checked of the site without Quarto: the sidebar, the README, links and citation keys."""
+"""What can be checked of the site without Quarto: its settings, links, anchors, labels and citations."""
 
 import re
 
@@ -6,11 +6,108 @@ import nbformat
 import pytest
 import yaml
 from conftest import NOTEBOOKS, ROOT
+from nbconvert import HTMLExporter
 from readme import render
 
+NBS = ROOT / "nbs"
+CONFIG = yaml.safe_load((ROOT / "_quarto.yml").read_text())
+KEYS = set(re.findall(r"^@\w+\{(\w+),", (NBS / "references.bib").read_text(), re.M))
+OPTION = r"^#\| {}: *(.+)$"
 
-def prose(path) -> str:
-    return "\n\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+
+def read(path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def prose(notebook) -> str:
+    "The Markdown of a chapter, and the captions of its figures, without code."
+    text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    captions = [c for cell in code_cells(notebook) for c in re.findall(OPTION.format("fig-cap"), cell.source, re.M)]
+    return re.sub(r"^~~~~.*?^~~~~$|`[^`\n]*`", "", "\n\n".join([text, *captions]), flags=re.S | re.M)
+
+
+def code_cells(notebook):
+    return [c for c in notebook.cells if c.cell_type == "code"]
+
+
+def labels(notebook) -> list[str]:
+    code = "\n".join(c.source for c in code_cells(notebook))
+    return re.findall(OPTION.format("label"), code, re.M) + re.findall(r"\{#((?:eq|tbl|fig)-\S+?)\}", prose(notebook))
+
+
+def identifiers(notebook) -> list[str]:
+    "The anchors that Pandoc gives to headings. The first heading is the title of the page, and has none."
+    found: list[str] = []
+    text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
+    for heading in re.findall(r"^#{2,} +(.+?) *$", re.sub(r"^~~~~.*?^~~~~$", "", text, flags=re.S | re.M), re.M):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        name = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", plain)).lstrip("0123456789._-") or "section"
+        earlier = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in found)
+        found.append(f"{name}-{earlier}" if earlier else name)
+    return found
+
+
+def anchors(notebook) -> set[str]:
+    return {*identifiers(notebook), *labels(notebook)}
+
+
+def faults(notebook, book) -> list[str]:
+    "What would be a dead link, a broken reference or a figure without words on the site. `book`: anchors by file name."
+    text, found = prose(notebook), []
+    for file, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
+        if file and not (NBS / file).exists():
+            found.append(f"link to {file}, which is not there")
+        elif anchor and anchor not in (book[file] if file else anchors(notebook)):
+            found.append(f"link to {file}#{anchor}: no such heading")
+    known = labels(notebook)
+    found += [f"label {label} twice" for label in {*known} if known.count(label) > 1]
+    for reference in re.findall(r"(?<![\w.])@([\w-]+)", text):
+        if reference not in (known if reference.startswith(("fig-", "eq-", "tbl-")) else KEYS):
+            found.append(f"no @{reference}")
+    for cell in code_cells(notebook):
+        label, *described = (re.search(OPTION.format(o), cell.source, re.M) for o in ("label", "fig-cap", "fig-alt"))
+        if label and not all(described):
+            found.append(f"a label wants caption and alt text:\n{cell.source}")
+        if label and sum("image/png" in output.get("data", {}) for output in cell.outputs) > 1:
+            found.append(f"two figures under one label:\n{cell.source}")
+    terms = re.findall(r"\(glossary\.ipynb#([\w-]+)\)", text)
+    return found + [f"{term} is linked to the glossary twice" for term in {*terms} if terms.count(term) > 1]
+
+
+@pytest.fixture(scope="module")
+def book() -> dict[str, set[str]]:
+    return {path.name: anchors(read(path)) for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_links_labels_and_citations_resolve(path, book):
+    assert faults(read(path), book) == []
+
+
+@pytest.mark.parametrize(
+    "markdown, code, fault",
+    [
+        ("[x](gone.ipynb)", "", "link to gone.ipynb"),
+        ("[x](01_tasks.ipynb#gone)", "", "no such heading"),
+        ("## Here\n\n[x](#there)", "", "no such heading"),
+        ("see @fig-gone", "", "no @fig-gone"),
+        ("as @nobody1900 says", "", "no @nobody1900"),
+        ("$$a$$ {#eq-a}\n\n$$b$$ {#eq-a}", "", "label eq-a twice"),
+        ("", "#| label: fig-a\n#| fig-cap: Text.\nplot()", "wants caption and alt text"),
+        ("", "#| label: fig-a\n#| fig-cap: As @eq-a says.\n#| fig-alt: Text.\nplot()", "no @eq-a"),
+        ("[x](glossary.ipynb#task) [y](glossary.ipynb#task)", "", "twice"),
+    ],
+)
+def test_every_kind_of_fault_is_found(markdown, code, fault, book):
+    cells = [nbformat.v4.new_markdown_cell(markdown), nbformat.v4.new_code_cell(code)]
+    (found,) = faults(nbformat.v4.new_notebook(cells=cells), book)
+    assert fault in found
+
+
+def test_headings_get_the_anchors_that_pandoc_gives():
+    text = "# Title\n\n## `fit`, and *more*: a [link](x.ipynb)?\n\n## 2. Again\n\n### Again\n\n~~~~sh\n## not one\n~~~~"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+    assert identifiers(notebook) == ["fit-and-more-a-link", "again", "again-1"]
 
 
 def pages(contents) -> list[str]:
@@ -18,32 +115,49 @@ def pages(contents) -> list[str]:
 
 
 def test_every_chapter_is_in_the_sidebar_once():
-    config = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-    assert pages(config["website"]["sidebar"]["contents"]) and sorted(
-        pages(config["website"]["sidebar"]["contents"])
-    ) == sorted(path.name for path in NOTEBOOKS)
+    assert sorted(pages(CONFIG["website"]["sidebar"]["contents"])) == [path.name for path in NOTEBOOKS]
+
+
+def test_the_settings_name_files_that_are_there():
+    html, site = CONFIG["format"]["html"], CONFIG["website"]
+    named = [html["include-after-body"], CONFIG["bibliography"], site["favicon"]]
+    named += [theme for themes in html["theme"].values() for theme in themes if "." in theme]
+    cards = [site[card]["image"] for card in ("open-graph", "twitter-card")]
+    assert all((NBS / name).is_file() for name in named + cards)
+    assert all((NBS / card).stat().st_size < 200_000 for card in cards)
 
 
 def test_the_pointer_leads_to_the_configuration():
-    pointer = yaml.safe_load((ROOT / "nbs" / "_quarto.yml").read_text())
+    pointer = yaml.safe_load((NBS / "_quarto.yml").read_text())
     assert pointer == {"metadata-files": ["../_quarto.yml", "nbdev.yml"]}
+
+
+def test_the_owner_stands_in_one_place():
+    "Links to the repository are derived from settings.ini."
+    files = [p for p in (*ROOT.glob("*.*"), *NBS.glob("*.*")) if p.suffix not in {".png", ".ini"} and p.is_file()]
+    assert [path.name for path in files if re.search(r"\b(OWNER|AUTHOR)\b", path.read_text())] == []
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2].isdigit()], ids=lambda path: path.stem)
+def test_a_chapter_says_how_long_it_takes(path):
+    form = r"^About \d+ minutes to read, .+ to run on a laptop CPU[.,;]"
+    assert re.search(form, prose(read(path)), re.M), (
+        "say: About 20 minutes to read, under a minute to run on a laptop CPU."
+    )
+
+
+def to_html(path) -> str:
+    "A chapter as a page, by nbconvert: not the site, but the same prose, tables and figures."
+    return HTMLExporter(template_name="lab").from_filename(str(path))[0]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_converts_to_html(path):
+    page = to_html(path)
+    assert "</html>" in page and re.search(r"<h1[ >]", page)
 
 
 def test_readme_is_index():
     text, images = render()
     assert (ROOT / "README.md").read_text() == text, "run: python tests/readme.py"
     assert all((ROOT / path).read_bytes() == content for path, content in images.items())
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_links_citations_and_figure_references_resolve(path):
-    text = prose(path)
-    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
-        assert (path.parent / target).exists(), f"{path.name} links to {target}"
-    code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
-    labels = set(re.findall(r"#\| label: (\S+)", code)) | set(re.findall(r"\{#(eq-\S+?)\}", text))
-    keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "nbs" / "references.bib").read_text(), re.M))
-    without_code = re.sub(r"~~~~.*?~~~~|`[^`]*`", "", text, flags=re.S)
-    for reference in re.findall(r"(?<![\w.])@([\w-]+)", without_code):
-        known = labels if reference.startswith(("fig-", "eq-", "tbl-")) else keys
-        assert reference in known, f"{path.name} refers to @{reference}"
