@@ -55,7 +55,7 @@ from metadropout_nb.training import (
 )
 
 # %% ../nbs/08_comparison.ipynb #990f1243
-LEARNERS: dict[str, type[Learner]] = {
+LEARNERS: dict[str, type[Any]] = {  # classes of `Learner`
     "proto": PrototypicalNetwork,
     "eb": MetaNetwork,
     "original": OriginalMetaNetwork,
@@ -87,10 +87,8 @@ def load_split(
         return background, load_omniglot(background=False, size=size)
     alphabets = [name.split("/")[0] for name in background.names]
     held_out = set(sorted(set(alphabets))[::5])
-    return tuple(
-        background[[i for i, alphabet in enumerate(alphabets) if (alphabet in held_out) == test]]
-        for test in (False, True)
-    )
+    train, test = ([i for i, a in enumerate(alphabets) if (a in held_out) == held] for held in (False, True))
+    return background[train], background[test]
 
 
 DATA = ("glyphs", "omniglot", "validation")
@@ -123,7 +121,7 @@ class Run:
     schedule: str = "constant"  # of the learning rate, or "cosine"
     statistics: str | None = None  # of batch norm at test; None: the learner's own default
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_settings(self)
         check_name("learner", self.learner, LEARNERS)
         check_name("data", self.data, DATA)
@@ -150,7 +148,7 @@ def _check_settings(run: Run) -> None:
     "Refuse, by name, a setting of the wrong type or out of range."
     for f in fields(run):
         value = getattr(run, f.name)
-        kinds = f.type | int if f.type is float else f.type
+        kinds: Any = f.type | int if f.type is float else f.type
         if not isinstance(value, kinds) or (isinstance(value, bool) and f.type is not bool):
             raise ValueError(f"{f.name} must be {getattr(f.type, '__name__', f.type)}, got {value!r}")
         least = 0 if f.name in ("seed", "mask_seed") else 1
@@ -188,7 +186,7 @@ def train_learner(
     characters = rotate(characters) if run.rotations else characters
     sampler = TaskSampler(characters, way, run.k_shot, run.n_query, seed=run.seed)
     seed = run.seed if run.mask_seed is None else run.mask_seed
-    settings = {"meta_batch": run.meta_batch, "lr": run.lr, "schedule": run.schedule, "seed": seed}
+    settings: dict[str, Any] = {"meta_batch": run.meta_batch, "lr": run.lr, "schedule": run.schedule, "seed": seed}
     history = fit(learner, sampler, run.tasks, **settings, progress=progress, checkpoint=checkpoint)
     if way == run.n_way:
         return learner, history
@@ -404,7 +402,7 @@ def _check_one_protocol(protocols: list[Protocol]) -> None:
         )
 
 
-def _place(run: Run) -> tuple:
+def _place(run: Run) -> tuple[Any, ...]:
     "Order in tables: learners and arms as the course meets them, element masks first, then by dose."
     return (
         [*LEARNERS].index(run.learner),
@@ -453,7 +451,8 @@ class VarianceSplit:
     @property
     def sd(self) -> tuple[float, float, float]:
         "Standard deviations of seeds, tasks and rest; 0 where the variance is estimated below 0."
-        return tuple(float(np.sqrt(max(part, 0))) for part in (self.seeds, self.tasks, self.rest))
+        seeds, tasks, rest = np.sqrt(np.maximum((self.seeds, self.tasks, self.rest), 0)).tolist()
+        return seeds, tasks, rest
 
 
 def simulate_matrices(
@@ -467,7 +466,8 @@ def simulate_matrices(
     "Matrices of seeds and tasks with known effect and known variances; all parts normal."
     rng = np.random.default_rng(seed)
     shapes = (n, seeds, 1), (n, 1, tasks), (n, seeds, tasks)
-    return effect + sum(rng.normal(0, sd, shape) for sd, shape in zip(split.sd, shapes, strict=True))
+    parts = [rng.normal(0, sd, shape) for sd, shape in zip(split.sd, shapes, strict=True)]
+    return effect + parts[0] + parts[1] + parts[2]
 
 # %% ../nbs/08_comparison.ipynb #bb02d990
 def mean_squares(
@@ -740,7 +740,7 @@ LEARNER_NAMES = {
 }
 
 # %% ../nbs/08_comparison.ipynb #8c6c9667
-class Rows(list):
+class Rows(list[dict[str, str]]):
     "A table: a list of rows, each a dictionary from column to text. Shows itself as text, in a notebook as HTML."
 
     def __repr__(self) -> str:
@@ -1081,7 +1081,7 @@ def planned_runs(
 ) -> list[Run]:
     "The course's experiment on Omniglot, the main question first. `sweep` skips what is finished."
 
-    def runs(learners, arms, seeds, **settings):
+    def runs(learners: Sequence[str], arms: Sequence[str], seeds: int, **settings: Any) -> list[Run]:
         each = [(seed, learner, arm) for seed in range(seeds) for learner in learners for arm in arms]
         return [Run(learner, arm, seed, "omniglot", **settings) for seed, learner, arm in each]
 

@@ -7,6 +7,7 @@ __all__ = ['MetaLearner', 'MetaNetwork']
 
 # %% ../nbs/05_eb_meta_network.ipynb #b3fe9031
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,12 +62,18 @@ class MetaNetwork(Learner):
         hidden_dim: int = 128,
         num_classes: int = 5,
         dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),  # one a block
-        **network,  # further arguments of `EmbeddingNetwork`: `dropout`, `image_size`, ...
+        **network: Any,  # further arguments of `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
         super().__init__(num_classes, EmbeddingNetwork(embedding_dim, dropout_rates, **network))
         self.meta_learner = MetaLearner(embedding_dim, hidden_dim, num_classes)
 
-    def task_logits(self, masks, support_x, support_y, query_x):
+    def task_logits(
+        self,
+        masks: list[dict[str, torch.Tensor]],
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        query_x: torch.Tensor,
+    ) -> torch.Tensor:
         support = self.embed(masks[0], support_x)
         query = self.embed(masks[0], query_x, query=True)
         return self.meta_learner(support, support_y, query)

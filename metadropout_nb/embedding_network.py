@@ -62,7 +62,7 @@ class TaskBatchNorm(nn.BatchNorm2d):
             raise ValueError(
                 "with the support set's statistics, the support set has to be embedded before the query set"
             )
-        return self.kept if self.source == "kept" else (self.running_mean, self.running_var)
+        return self.kept if self.source == "kept" and self.kept else (self.running_mean, self.running_var)
 
     def scale_and_shift(
         self,
@@ -116,7 +116,7 @@ class ConvBlock(nn.Module):
 class TaskModule(nn.Module):
     "A module that runs one task at a time: its batch-norm layers see nothing of the other tasks of a batch."
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._passes: list[torch.Tensor] | None = None  # batch statistics of the current task's passes
         self._pending: list[torch.Tensor] | None = None  # batch statistics of the current meta-batch's tasks
@@ -198,7 +198,7 @@ class TaskModule(nn.Module):
         self._pending = []
         try:
             yield
-            nothing = torch.stack([torch.stack([torch.zeros_like(norm.running_mean) for norm in self.norms])] * 2)
+            nothing = torch.stack([torch.stack([torch.zeros_like(norm.weight) for norm in self.norms])] * 2)
             pending, self._pending = self._pending, None
             total = summed(sum((part.sum(0) for part in pending), nothing))
             passes = int(summed(nothing.new_tensor(sum(map(len, pending)))))
@@ -337,7 +337,8 @@ class EmbeddingNetwork(TaskModule):
         call: int = 0,  # number of the pass, for the arm where every pass has its own mask
     ) -> dict[str, torch.Tensor]:  # by buffer name; none where nothing is masked
         "The current tasks' masks, in the form that `torch.func.functional_call` takes."
-        weight, found = self.linear.weight, {}
+        weight = self.linear.weight
+        found: dict[str, torch.Tensor] = {}
         shapes = zip(self._site_shapes(support_shape), self._site_shapes(query_shape or support_shape), strict=True)
         for i, (site, (support, query)) in enumerate(zip(self.sites, shapes, strict=True)):
             if not site.active:

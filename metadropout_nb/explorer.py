@@ -10,6 +10,7 @@ import html
 import json
 from base64 import b64encode
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def _hex(values: np.ndarray, digits: int) -> str:
     return "".join(f"{value:0{digits}x}" for value in values.flatten().tolist())
 
 
-def _task_data(network: EmbeddingNetwork, tasks: TaskBatch, t: int, channels: int) -> dict:
+def _task_data(network: EmbeddingNetwork, tasks: TaskBatch, t: int, channels: int) -> dict[str, Any]:
     "Drawings, feature maps and masks of one task."
     task = tasks[t]
     of_class = (task.query_y == task.support_y[0]).nonzero().flatten()
@@ -112,7 +113,7 @@ canvas { width: 100%; display: block; background: #fff; border: 1px solid var(--
 <form id="controls" hidden>
 <fieldset><legend>Arm</legend>ARMS</fieldset>
 <fieldset><legend><label for="rate">Dropout rate: <span id="shown-rate"></span></label></legend>
-<input type="range" id="rate" min="0" max="15" step="1" value="6"></fieldset>
+<input type="range" id="rate" min="0" max="15" step="1" value="4"></fieldset>
 <div class="pair">
 <fieldset><legend>Block</legend>BLOCKS</fieldset>
 <fieldset><legend>Task</legend>TASKS</fieldset>
@@ -135,7 +136,7 @@ const whose = {  // arm -> the mask of the support image, of the query with the 
   separate: ["support", "query", "query"], support: ["support", null, null],
 };
 const titles = ["Support image", "Query, the same drawing", "Query, another drawing of the class"];
-const names = ["support", "query", "twin", "other"];
+const names = ["support", "twin", "other", "query"];  // in the order of their letters
 const parse = (text, digits) => Uint8Array.from(
   { length: text.length / digits }, (_, i) => parseInt(text.substr(i * digits, digits), 16));
 const form = document.getElementById("controls"), rows = document.getElementById("rows");
@@ -198,8 +199,8 @@ function show() {
   document.getElementById("shown-rate").textContent = rate;
   form.elements.rate.setAttribute("aria-valuetext", rate);
   document.getElementById("summary").innerHTML =
-    `Arm <b>${arm}</b>, rate ${rate}, block ${b + 1}, task ${t + 1}. Of ${total.toLocaleString("en")} elements are dropped ` +
-    `(<span class="key"></span>): <span id="dropped">${dropped.join(", ")}</span>, in the order of the images. ` +
+    `Arm <b>${arm}</b>, rate ${rate}, block ${b + 1}, task ${t + 1}. Orange <span class="key"></span> is dropped: ` +
+    `<span id="dropped">${dropped.join(", ")}</span> of the ${total.toLocaleString("en")} elements of each image. ` +
     `Largest difference between the feature maps of the same drawing as support and as query: <b id="gap">${gap.toFixed(2)}</b>.`;
 }
 

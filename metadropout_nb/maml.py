@@ -7,6 +7,7 @@ __all__ = ['Parameters', 'MAML']
 
 # %% ../nbs/07_maml.ipynb #05ea2823
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class MAML(Learner):
         embedding_dim: int = 64,
         dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),  # one a block
         statistics: str = "support",  # batch norm at test: "support", "mixed" or "transductive"
-        **network,  # further arguments of `EmbeddingNetwork`: `dropout`, `image_size`, ...
+        **network: Any,  # further arguments of `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
         if inner_steps < 0 or int(inner_steps) != inner_steps:
             raise ValueError(f"inner_steps must be a whole number from 0 on, got {inner_steps}")
@@ -95,7 +96,23 @@ class MAML(Learner):
                 }
         return parameters, torch.stack(losses) if losses else support_x.new_zeros(0)
 
-    def task_logits(self, masks, support_x, support_y, query_x):
+    def task_logits(
+        self,
+        masks: list[dict[str, torch.Tensor]],
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        query_x: torch.Tensor,
+    ) -> torch.Tensor:
+        return self.adapt_and_classify(masks, support_x, support_y, query_x)[0]
+
+    def adapt_and_classify(
+        self,
+        masks: list[dict[str, torch.Tensor]],  # of each inner step; the first serves the query pass too
+        support_x: torch.Tensor,  # `[N*K, 1, S, S]`
+        support_y: torch.Tensor,  # `[N*K]`
+        query_x: torch.Tensor,  # `[N*Q, 1, S, S]`
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # logits `[N*Q, N]`, inner losses `[steps]`
+        "One task: the inner loop, then the query samples by the weights it reaches."
         parameters, losses = self.adapt(masks, support_x, support_y)
         if self.network.statistics == "support" and not self.training:
             with self.network.unrecorded():
@@ -111,7 +128,7 @@ class MAML(Learner):
         """Logits of the query samples, by the weights that their task's support set leads to.
 
         Raises `FloatingPointError` where an inner loss is not finite, and what every learner raises."""
-        logits, losses = self.run_tasks(self.task_logits, support_x, support_y, query_x)
+        logits, losses = self.run_tasks(self.adapt_and_classify, support_x, support_y, query_x)
         self._check_losses(losses)
         return logits
 

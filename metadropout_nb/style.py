@@ -39,7 +39,7 @@ def start_figure(
     height: float = 2.8,
     rows: int = 1,
     columns: int = 1,
-    **settings,  # further arguments of `plt.subplots`: `sharey`, `width_ratios`, ...
+    **settings: Any,  # further arguments of `plt.subplots`: `sharey`, `width_ratios`, ...
 ) -> tuple[Figure, Any]:  # the figure, closed, so that a notebook shows it once; and its axes, or an array of them
     "A figure to draw in."
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **settings)

@@ -158,11 +158,17 @@ class PrototypicalNetwork(Learner):
         self,
         num_classes: int = 5,
         embedding_dim: int = 64,
-        **network,  # arguments of `EmbeddingNetwork`
+        **network: Any,  # arguments of `EmbeddingNetwork`
     ):
         super().__init__(num_classes, EmbeddingNetwork(embedding_dim, **network))
 
-    def task_logits(self, masks, support_x, support_y, query_x):
+    def task_logits(
+        self,
+        masks: list[dict[str, torch.Tensor]],
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        query_x: torch.Tensor,
+    ) -> torch.Tensor:
         prototypes = class_means(self.embed(masks[0], support_x), support_y, self.num_classes)
         queries = self.embed(masks[0], query_x, query=True)
         return -(queries[:, None] - prototypes).square().sum(-1)
@@ -349,8 +355,7 @@ def fit(
     }
     settings |= {"mixed_precision": mixed_precision, "learner": repr(learner), "sampler": sampler.described()}
     path = None if checkpoint is None else Path(checkpoint)
-    resumed = path is not None and path.exists()
-    history = _load_checkpoint(path, learner, optimizer, settings) if resumed else History()
+    history = _load_checkpoint(path, learner, optimizer, settings) if path and path.exists() else History()
     done = history.tasks[-1] if history.tasks else 0
     sampler.next_task += done
     learner.train()
