@@ -146,6 +146,12 @@ def test_a_chapter_says_how_long_it_takes(path):
     )
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_first_cell_is_title_and_promise(path):
+    "nbdev makes them the head of the page, and drops whatever else stands in that cell."
+    assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+", read(path).cells[0].source)
+
+
 def to_html(path) -> str:
     "A chapter as a page, by nbconvert: not the site, but the same prose, tables and figures."
     return HTMLExporter(template_name="lab").from_filename(str(path))[0]

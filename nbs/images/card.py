@@ -1,4 +1,4 @@
-"""The picture that goes with a shared link: `python nbs/card.py` writes card.png beside this file."""
+"""The picture that goes with a shared link: `python nbs/images/card.py` writes nbs/card.png."""
 
 from pathlib import Path
 
@@ -34,4 +34,4 @@ figure.text(0.05, 0.76, "Meta Dropout", fontsize=38, weight="bold")
 figure.text(0.05, 0.58, "One mask per task,\nshared by support and query.", fontsize=20, linespacing=1.5)
 figure.text(0.05, 0.43, "Does it help?", fontsize=28, color=ORANGE, weight="bold")
 figure.text(0.05, 0.08, "A course in notebooks\nthat is also a Python package", fontsize=16, linespacing=1.5)
-figure.savefig(Path(__file__).with_name("card.png"))
+figure.savefig(Path(__file__).parents[1] / "card.png")
