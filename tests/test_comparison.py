@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from distributed import Client, LocalCluster
 from filelock import FileLock
+from joblib import parallel_config
 from scipy import stats
 
 from metadropout_nb import comparison
@@ -134,6 +136,16 @@ def test_a_damaged_result_is_named_and_run_again(tmp_path):
         with pytest.warns(UserWarning, match="run again"):
             (again,) = sweep([run], tmp_path)
         assert again["accuracies"] == good["accuracies"]
+
+
+def test_a_sweep_on_a_dask_cluster(tmp_path):
+    runs = [Run(seed=seed, **TINY) for seed in range(2)]
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
+        with Client(cluster), parallel_config(backend="dask"):
+            there = sweep(runs, tmp_path / "there", jobs=-1)
+    here = sweep(runs, tmp_path / "here")
+    assert [one["accuracies"] for one in there] == [one["accuracies"] for one in here]
+    assert [one["losses"] for one in there] == [one["losses"] for one in here]
 
 
 @pytest.mark.parametrize("other_dies", [False, True])
