@@ -140,9 +140,9 @@ def test_a_damaged_result_is_named_and_run_again(tmp_path):
 
 def test_a_sweep_on_a_dask_cluster(tmp_path):
     runs = [Run(seed=seed, **TINY) for seed in range(2)]
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster:
-        with Client(cluster), parallel_config(backend="dask"):
-            there = sweep(runs, tmp_path / "there", jobs=-1)
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    with cluster, Client(cluster), parallel_config(backend="dask"):
+        there = sweep(runs, tmp_path / "there", jobs=-1)
     here = sweep(runs, tmp_path / "here")
     assert [one["accuracies"] for one in there] == [one["accuracies"] for one in here]
     assert [one["losses"] for one in there] == [one["losses"] for one in here]
