@@ -1,5 +1,6 @@
 """What can be checked of the site without Quarto: its settings, links, anchors, labels and citations."""
 
+import ast
 import re
 
 import nbformat
@@ -12,6 +13,7 @@ from readme import render
 NBS = ROOT / "nbs"
 CONFIG = yaml.safe_load((ROOT / "_quarto.yml").read_text())
 KEYS = set(re.findall(r"^@\w+\{(\w+),", (NBS / "references.bib").read_text(), re.M))
+IMPORTS = {ast.Import, ast.ImportFrom}
 OPTION = r"^#\| {}: *(.+)$"
 
 
@@ -150,6 +152,28 @@ def test_a_chapter_says_how_long_it_takes(path):
 def test_the_first_cell_is_title_and_promise(path):
     "nbdev makes them the head of the page, and drops whatever else stands in that cell."
     assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+", read(path).cells[0].source)
+
+
+def mixed_cells(notebook) -> list[str]:
+    "Cells that import and do more. Where a chapter exports anything, nbdev runs them to render the page, slow or not."
+    cells = [cell.source for cell in code_cells(notebook)]
+    found = []
+    for source in cells if any("#| export" in source for source in cells) else []:
+        kinds = {type(node) for node in ast.parse(source).body}
+        inside = {type(node) for node in ast.walk(ast.parse(source))}
+        if "#| export" not in source and inside & IMPORTS and kinds - IMPORTS:
+            found.append(source)
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_imports_have_cells_of_their_own(path):
+    assert mixed_cells(read(path)) == []
+
+
+def test_a_mixed_cell_is_found():
+    cells = [nbformat.v4.new_code_cell(source) for source in ("#| export\nimport os\na = 1", "import re\ntrain()")]
+    assert mixed_cells(nbformat.v4.new_notebook(cells=cells)) == ["import re\ntrain()"]
 
 
 def to_html(path) -> str:
