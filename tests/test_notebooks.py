@@ -33,6 +33,8 @@ def shown(cell) -> str:
     for output in cell.outputs:
         if output.output_type == "stream":
             parts.append(output.text)
+        elif "<iframe" in output.get("data", {}).get("text/html", ""):
+            continue  # the interactive figure, which test_interactive.py compares
         elif "image/png" not in output.get("data", {}):
             kinds = ("text/markdown", "text/html", "text/plain")
             parts.append(next((output.data[kind] for kind in kinds if kind in output.data), ""))
@@ -144,3 +146,8 @@ def test_formatted_and_free_of_lint():
     for words in (["format", "--check"], ["check"]):
         result = subprocess.run([ruff, *words, ROOT], capture_output=True, text=True)
         assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_types():
+    result = subprocess.run([Path(sys.executable).with_name("mypy")], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

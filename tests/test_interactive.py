@@ -1,0 +1,222 @@
+"""The figure to play with, in a real browser: its numbers are true, the keyboard is enough, it fits a telephone."""
+
+import html
+import json
+import re
+import shutil
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from axe_playwright_python.sync_playwright import Axe
+from conftest import ROOT
+from nbconvert import HTMLExporter
+from playwright.sync_api import sync_playwright
+
+from metadropout_nb.explorer import mask_explorer
+from metadropout_nb.meta_dropout import ARMS, MetaDropout
+from metadropout_nb.omniglot import glyphs, show_images
+from metadropout_nb.tasks import TaskSampler
+from metadropout_nb.trained import pretrained
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+
+
+@pytest.fixture(scope="module")
+def cell():
+    "The cell of chapter 3 that holds the figure."
+    notebook = nbformat.read(ROOT / "nbs" / "03_embedding_network.ipynb", 4)
+    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and "mask_explorer(" in c.source]
+    return cell
+
+
+@pytest.fixture(scope="module")
+def stored(cell):
+    return cell.outputs[0].data["text/html"]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return pretrained("original")[0].network
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    return TaskSampler(glyphs(40), n_query=3).sample(4)[:3]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, stored):
+    "A narrow page with the figure in it, and with nothing else to load. It fails the test on an error of the script."
+    errors = []
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.route("http*://**", lambda route: errors.append(route.request.url))
+    page.set_content(f'<!doctype html><html lang="en"><title>Figure</title><body>{stored}</body></html>')
+    page.frame_locator("iframe").locator("#gap").wait_for()
+    yield page
+    page.close()
+    assert errors == []
+
+
+@pytest.fixture
+def figure(page):
+    return page.frames[1]
+
+
+def choose(figure, **values):
+    for name, value in values.items():
+        figure.check(f'input[name="{name}"][value="{value}"]')
+
+
+def numbers(figure) -> tuple[list[int], float]:
+    "How many elements the three images lose, and the largest difference of the same drawing."
+    return [int(n) for n in figure.inner_text("#dropped").split(",")], float(figure.inner_text("#gap"))
+
+
+def picture(figure, place: int) -> str:
+    return figure.evaluate(f"document.querySelectorAll('canvas')[{place}].toDataURL()")
+
+
+def page_data(stored: str) -> dict:
+    page = html.unescape(re.search('srcdoc="(.*?)"', stored, re.S)[1])
+    return json.loads(re.search(r"const data = (\{.*?\});\n", page)[1])
+
+
+def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
+    now = page_data(mask_explorer(network, tasks, show_images([[torch.zeros(2, 2)]])))
+    was = page_data(stored)
+    assert len(stored) < 300_000
+    for a, b in zip(was["tasks"], now["tasks"], strict=True):
+        assert a["drawings"] == b["drawings"]
+        for one, other in zip(a["blocks"], b["blocks"], strict=True):
+            assert one["masks"] == other["masks"] and one["channels"] == other["channels"]
+            maps = [
+                np.frombuffer(bytes.fromhex("".join(block["maps"])), np.uint8).astype(int) for block in (one, other)
+            ]
+            assert np.abs(maps[0] - maps[1]).max() <= 1  # another processor may round to the next step
+
+
+@in_browser
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("task, block, step", [(0, 0, 4), (1, 1, 6), (2, 2, 15), (0, 1, 0)])
+def test_the_numbers_are_those_of_the_layer(figure, stored, network, tasks, arm, task, block, step):
+    choose(figure, arm=arm, task=task, block=block)
+    figure.fill("#rate", str(step))
+    dropped, gap = numbers(figure)
+    about = page_data(stored)["tasks"][task]["blocks"][block]
+    of_class = (tasks[task].query_y == tasks[task].support_y[0]).nonzero().flatten().tolist()
+    queries = tasks[task].query_x.clone()
+    queries[of_class[0]] = tasks[task].support_x[0]
+    arrive = []
+    hook = network.sites[block].register_forward_hook(lambda site, given, y: arrive.append(given[0].relu()))
+    with torch.no_grad():
+        network(tasks[task].support_x), network(queries, query=True)
+    hook.remove()
+    layer = MetaDropout(step / 20, arm, site=block)
+    layer.reset_mask(arrive[0].shape, task=task)
+    support = layer(torch.ones_like(arrive[0]))[0, about["channels"]]
+    twin, other = layer(torch.ones_like(arrive[1]), query=True)[of_class[:2]][:, about["channels"]]
+    assert dropped == [int((mask == 0).sum()) for mask in (support, twin, other)]
+    expected = ((support - twin) * arrive[0][0, about["channels"]]).abs().max()
+    # Two decimals are shown, of maps stored in 255 steps.
+    assert gap == pytest.approx(float(expected), abs=0.006 + about["largest"] / 255 / (1 - step / 20))
+    assert (gap == 0) == (arm in ("none", "meta") or step == 0)
+
+
+@in_browser
+def test_a_task_has_a_mask_of_its_own(figure):
+    seen = {}
+    for task in range(3):
+        choose(figure, arm="meta", task=task)
+        seen[task] = [re.search("mask (.)", heading)[1] for heading in figure.locator("h2").all_inner_texts()[::3]]
+    assert all(len(set(letters)) == 1 for letters in seen.values())  # support image and last query
+    assert len({letters[0] for letters in seen.values()}) == 3
+    choose(figure, arm="standard")
+    headings = " ".join(figure.locator("h2").all_inner_texts())
+    assert len(set(re.findall("mask (.)", headings))) == 3
+
+
+@in_browser
+def test_what_is_seen_changes_with_every_control(figure):
+    pictures = [picture(figure, 6)]  # a feature map of the query with the same drawing
+    for change in ({"arm": "meta"}, {"task": 1}, {"block": 1}):
+        choose(figure, **change)
+        pictures.append(picture(figure, 6))
+    figure.fill("#rate", "10")
+    pictures.append(picture(figure, 6))
+    assert len(set(pictures)) == 5
+    choose(figure, arm="support")
+    assert picture(figure, 1) != picture(figure, 6)
+    choose(figure, arm="meta")
+    assert picture(figure, 1) == picture(figure, 6)
+
+
+@in_browser
+def test_the_keyboard_is_enough(page, figure):
+    page.keyboard.press("Tab")
+    if figure.evaluate("document.activeElement === document.body"):
+        page.keyboard.press("Tab")
+    reached = []
+    for _ in range(4):
+        reached.append(figure.evaluate("document.activeElement.name || document.activeElement.id"))
+        assert figure.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
+        before = figure.inner_text("#summary")
+        page.keyboard.press("ArrowRight")
+        assert figure.inner_text("#summary") != before
+        page.keyboard.press("Tab")
+    assert reached == ["arm", "rate", "block", "task"]
+    assert figure.is_checked('input[value="meta"]') and figure.get_attribute("#rate", "aria-valuetext") == "0.25"
+
+
+@in_browser
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_fits_and_can_be_read(page, figure, width, scheme):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    for arm in ("meta", "standard"):
+        choose(figure, arm=arm)
+        page.wait_for_timeout(100)
+        root = figure.evaluate(
+            "(({scrollWidth, clientWidth, scrollHeight, clientHeight}) => "
+            "[scrollWidth - clientWidth, scrollHeight - clientHeight])(document.documentElement)"
+        )
+        assert root == [0, 0]
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    report = Axe().run(
+        page, options={"resultTypes": ["violations"], "runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}
+    )
+    assert [violation["id"] for violation in report.response["violations"]] == []
+    ground = figure.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+@in_browser
+def test_without_scripts_there_is_a_picture(browser, stored):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_content(stored)
+    inside = page.frame_locator("iframe")
+    assert inside.locator("noscript img").is_visible() and not inside.locator("form").is_visible()
+    context.close()
+
+
+@in_browser
+def test_it_works_in_an_exported_notebook(browser, cell):
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    page = browser.new_page()
+    page.route("http*://**", lambda route: route.abort())
+    page.set_content(body)
+    assert page.frame_locator("iframe").locator("#gap").inner_text() != "0.00"
+    page.close()
