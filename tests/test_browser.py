@@ -20,13 +20,14 @@ NBS = ROOT / "nbs"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 
-# Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps.
+# Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps, Bootstrap breaks long words of code.
 THEMES = """
   body { margin: 1rem; font: 17px/1.5 sans-serif; background: #fff; color: #343a40; }
   a { color: #2761e3; }
   @media (prefers-color-scheme: dark) { body { background: #222; color: #fff; } a { color: #00bc8c; } }
   .output_area { overflow-x: auto; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+  code { overflow-wrap: break-word; }
   .anchor-link, .prompt { display: none; }
 """
 RULES = ["color-contrast", "image-alt", "svg-img-alt", "role-img-alt", "input-image-alt", "area-alt", "object-alt"]
