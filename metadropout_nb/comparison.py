@@ -1059,21 +1059,27 @@ def answers(
     results: Sequence[dict[str, Any]],
     arm: str = "meta",
 ) -> dict[str, str]:  # learner -> a sentence in Markdown, for every learner of which something is claimed
-    "What the main protocol (`split_protocols`) says of an arm: verdict, mean, interval, number of seeds, claimed gain."
+    "What the main protocol (`split_protocols`) says of an arm: verdict, number of seeds, mean, interval, and the claim."
     comparison = next(iter(compare_all(results).values()))
-    return {learner: _answer(learner, claim, comparison.of_arm(arm).get(learner)) for learner, claim in CLAIMS.items()}
+    return {learner: _answer(comparison, arm, learner, claim) for learner, claim in CLAIMS.items()}
 
 # %% ../nbs/08_comparison.ipynb #159b1cb0
-def _answer(learner: str, claim: Claim, difference: Difference | None) -> str:
-    told = f"the claim is {claim.gain:+.2f} points, from one run an arm"
+def _answer(comparison: Comparison, arm: str, learner: str, claim: Claim) -> str:
+    told = f"the claim is {claim.gain:+.2f} points, from one run per arm"
+    difference = comparison.of_arm(arm).get(learner)
     if difference is None:
         return f"**{LEARNER_NAMES[learner]}: not run yet.** Here {told}."
     name = f"**{LEARNER_NAMES[learner]}: {difference.verdict}.**"
     mean, n = f"{100 * difference.mean:+.2f} points", len(difference.seeds)
     if n < 2:
         return f"{name} Its difference is {mean}, which says nothing of another seed; {told}."
-    low, high = (f"{100 * end:+.2f}" for end in difference.interval)
-    return f"{name} Over {n} seeds accuracy changed by {mean} (95 % interval {low} to {high}); {told}."
+    low, high = difference.interval
+    without = np.mean([comparison.reports[learner, difference.baseline][seed].accuracy for seed in difference.seeds])
+    inside = "within" if low <= claim.gain / 100 <= high else "outside"
+    return (
+        f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the change "
+        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval."
+    )
 
 # %% ../nbs/08_comparison.ipynb #93000f32
 def planned_runs(
