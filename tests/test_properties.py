@@ -1,7 +1,9 @@
 """What must hold for every mask, task, folder and interval, tried on many: the same ones every time."""
 
+import struct
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -294,12 +296,14 @@ jpeg = encoded(Image.new("L", (8, 8), 99), "JPEG")
 edits = st.lists(st.tuples(st.integers(0, 999), st.binary(max_size=4), st.integers(0, 4)), min_size=1, max_size=4)
 
 
-@settings(max_examples=200)
-@given(st.sampled_from([png, jpeg]), edits)
-def test_whatever_happened_to_an_image_it_is_read_or_refused_by_name(content, edits):
+def edited(content: bytes, edits: list[tuple[int, bytes, int]]) -> bytes:
     for place, inserted, removed in edits:
-        place %= len(content)
+        place %= len(content) + 1
         content = content[:place] + inserted + content[place + removed :]
+    return content
+
+
+def read_or_refused_by_name(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as name:
         write({"a/1.png": File(content, None)}, Path(name))
         try:
@@ -308,6 +312,22 @@ def test_whatever_happened_to_an_image_it_is_read_or_refused_by_name(content, ed
             assert name in str(error)
         else:
             assert loaded.images.shape == (1, 1, 8, 8)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from([png, jpeg]), edits)
+def test_whatever_happened_to_an_image_it_is_read_or_refused_by_name(content, edits):
+    read_or_refused_by_name(edited(content, edits))
+
+
+@settings(max_examples=200)
+@given(edits, edits)
+def test_nor_does_it_help_that_lengths_and_checksums_are_right(of_header, of_pixels):
+    "So that the decoder reads on, and believes in images of any size."
+    parts = [edited(png[12:29], of_header), edited(png[37:-16], of_pixels), png[-8:-4]]
+    assert [part[:4] for part in (png[12:29], png[37:-16], png[-8:-4])] == [b"IHDR", b"IDAT", b"IEND"]
+    chunks = [struct.pack(">i", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+    read_or_refused_by_name(png[:8] + b"".join(chunks))
 
 
 @pytest.mark.filterwarnings("ignore:.*of Omniglot's")
