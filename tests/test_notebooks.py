@@ -47,6 +47,8 @@ TRAINS = re.compile(r"\b(fit|sweep|train_learner|execute)\(|\bapp, \[")
 def same_text(stored: str, now: str, tolerance: float = 0.02) -> bool:
     "Equal words, and numbers equal but for a share: another processor or torch rounds differently."
     stored, now = " ".join(stored.split()), " ".join(now.split())
+    if stored == now:  # a hash may hold what looks like an infinite number
+        return True
     if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
         return False
     pairs = zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True)
