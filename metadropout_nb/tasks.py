@@ -51,9 +51,9 @@ class TaskBatch:
 
     def show(
         self,
-        n_query: int = 5,  # query images a class
+        n_query: int = 5,  # query images per class
     ) -> Figure:
-        "One task: a row a label, its support images first."
+        "One task: one row per label, its support images first."
         if self.classes.dim() != 1:
             raise ValueError("show draws one task: pick it first, as in batch[0].show()")
         labels = range(len(self.classes))
@@ -64,7 +64,7 @@ class TaskBatch:
             [torch.cat(pair) for pair in zip(support, query, strict=True)], [f"label {i}" for i in labels], columns
         )
 
-# %% ../nbs/01_tasks.ipynb #b4cd77fb
+# %% ../nbs/01_tasks.ipynb #e246de8b
 class TaskSampler:
     """An endless stream of N-way K-shot tasks. Task i depends on the seed and on i alone.
 
@@ -73,9 +73,9 @@ class TaskSampler:
     def __init__(
         self,
         characters: Characters,
-        n_way: int = 5,  # classes a task
-        k_shot: int = 1,  # support drawings a class
-        n_query: int = 15,  # query drawings a class
+        n_way: int = 5,  # classes per task
+        k_shot: int = 1,  # support drawings per class
+        n_query: int = 15,  # query drawings per class
         seed: int = 0,
     ):
         n_classes, n_drawings = characters.images.shape[:2]
@@ -104,9 +104,9 @@ class TaskSampler:
         classes = rng.choice(n_classes, self.n_way, replace=False)
         drawings = rng.permuted(np.tile(np.arange(n_drawings), (self.n_way, 1)), axis=1)
         labels = np.broadcast_to(np.arange(self.n_way)[:, None], drawings.shape)
-        samples = np.stack([labels, drawings])
-        support = samples[:, :, : self.k_shot].reshape(2, -1)
-        query = samples[:, :, self.k_shot : self.k_shot + self.n_query].reshape(2, -1)
+        samples = np.stack([labels, drawings])  # `[2, N, drawings]`: the shuffled decks, each card beside its label
+        support = samples[:, :, : self.k_shot].reshape(2, -1)  # `[2, N*K]`
+        query = samples[:, :, self.k_shot : self.k_shot + self.n_query].reshape(2, -1)  # `[2, N*Q]`
         return classes, rng.permutation(support, axis=1), rng.permutation(query, axis=1)
 
     def sample(
@@ -120,6 +120,7 @@ class TaskSampler:
         self.next_task += n_tasks
         classes, support, query = (torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True))
         images = self.characters.images
+        # `classes.gather` turns labels `[T, samples]` into class numbers; these and the drawings pick the images
         return TaskBatch(
             images[classes.gather(1, support[:, 0]), support[:, 1]],
             support[:, 0],
