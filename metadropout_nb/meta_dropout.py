@@ -57,7 +57,7 @@ class MetaDropout(nn.Module):
         self.p, self.dropout, self.whole_channels = float(p), check_arm(dropout), whole_channels
         self.seed, self.site, self.scaled = seed, site, scaled
         self.tasks = range(0)  # indices of the current tasks; none before the first
-        self.calls = 0  # passes since the task began, where every pass has its own mask
+        self.calls = 0  # masked passes since the task began, counted in "standard" only
         self.force_eval = False
         self.register_buffer("mask", None, persistent=False)
         self.register_buffer("query_mask", None, persistent=False)
@@ -74,8 +74,8 @@ class MetaDropout(nn.Module):
     def draw_masks(
         self,
         shape: Sequence[int],  # of the support samples to come, `[B, C, H, W]` or `[T, B, C, H, W]`
-        query_shape: Sequence[int] | None = None,  # of the query samples; None: the same
-        call: int = 0,  # number of the pass, where every pass has its own mask
+        query_shape: Sequence[int] | None = None,  # of the query samples; None: the same. Only "standard" asks how many
+        call: int = 0,  # number of the pass since the task began; 0 but for "standard", which draws in every pass
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> dict[str, torch.Tensor]:  # "mask" and, in the arms "standard" and "separate", "query_mask"
@@ -90,11 +90,12 @@ class MetaDropout(nn.Module):
             key = (self.seed, task, self.site, int(query), call)
             mask = draw_mask((samples, channels, height, width), self.p, key, device, dtype)
             mask = mask if self.scaled else mask * (1 - self.p)
-            return mask.movedim(-3, -1).contiguous()  # in memory as the activations are: channels last
+            return mask.movedim(-3, -1).contiguous()  # `[1, H, W, C]`: in memory channels last, as activations are
 
         parts = {"mask": shape}
         if self.dropout in ("standard", "separate"):
             parts["query_mask"] = query_shape or shape
+        # Channels back in place: the shape is `[T, 1, C, H, W]` again, and the memory stays as it is.
         masks = {
             name: torch.stack([of_one_task(task, shape, name == "query_mask") for task in self.tasks]).movedim(-1, -3)
             for name, shape in parts.items()
@@ -124,6 +125,7 @@ class MetaDropout(nn.Module):
         "`x` times the mask of its task. Raises `ValueError` where the held mask does not fit `x`."
         if not self.active or (query and self.dropout == "support"):
             return x
+        # Nobody began a task, so begin one. The sign: no mask is held; in "standard", which never holds one, no task yet.
         if self.mask is None and (len(self.tasks) == 0 or self.dropout != "standard"):
             self.reset_mask(x.shape, x.device, x.dtype)
         name = "query_mask" if query and self.dropout in ("standard", "separate") else "mask"
@@ -136,6 +138,7 @@ class MetaDropout(nn.Module):
 
     def _check_fit(self, mask: torch.Tensor, x: torch.Tensor) -> None:
         tasks, samples, features = x.shape[:-4], x.shape[-4], x.shape[-3:]
+        # What fits: one mask for all samples or one for each, of single elements or of whole channels.
         expected = [(*tasks, n, *size) for n in (1, samples) for size in (features, (features[0], 1, 1))]
         if tuple(mask.shape) not in expected:
             raise ValueError(
