@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
+from functools import partial
 from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
@@ -26,7 +27,7 @@ from metadropout_nb import comparison
 from metadropout_nb.comparison import Run, load_split, read_result, sweep, write_json
 
 OUT = Path(__file__).parents[1] / "results" / "guarantees" / "faults.json"
-TINY = {"size": 16, "n_way": 2, "n_query": 1, "tasks": 104, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
+TINY = {"size": 16, "n_way": 2, "n_query": 1, "tasks": 32, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
 RUNS = [Run(learner, "meta", seed, **TINY) for learner in ("proto", "eb", "original") for seed in (0, 1)]
 
 
@@ -52,6 +53,7 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
         replace(source, target)
 
     comparison.execute, os.replace = noted, halved
+    comparison.fit = partial(comparison.fit, checkpoint_every=8)  # not 100, so that runs can be tiny
     try:
         sweep(runs, folder)
         code = 0
@@ -118,7 +120,7 @@ def kill_sweeps(place: Path, runs: list[Run], kills: int, wanted: dict[str, dict
         again = True
         while again:
             aimed, seconds = done % 2 == 1 and done < kills, rng.uniform(0, longest)
-            child = start(folder, runs, rng.randint(1, 4) if aimed else 0)
+            child = start(folder, runs, rng.randint(1, 8) if aimed else 0)
             again = killed(child, float("inf") if aimed or done >= kills else seconds)
             done += again
             total["kills with a half-written file"] += again and aimed
