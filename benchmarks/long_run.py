@@ -1,6 +1,6 @@
 """Does a long training grow? 50,000 tiny tasks in one process: memory, open files and threads, again and again.
 
-    python benchmarks/long_run.py             # to results/guarantees/long_run.json: about half an hour
+    python benchmarks/long_run.py             # to results/guarantees/long_run.json: about ten minutes on a quiet core
     python benchmarks/long_run.py --tasks 2000 --out long_run.json
 
 The four learners take turns. A turn trains a new learner, writing checkpoints, and tests it, as a sweep does; after
