@@ -233,10 +233,10 @@ def write_json(
     content: Any,
 ) -> None:
     "Write to a temporary name, then move: a reader sees the whole file or none."
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False, encoding="utf-8") as file:
-        json.dump(content, file)
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
+        whole = Path(folder) / path.name
+        whole.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(whole, path)
 
 
 def read_result(
@@ -246,9 +246,11 @@ def read_result(
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(**result["run"])
-        if len(result["accuracies"]) != run.test_tasks or len(result["losses"]) != run.test_tasks:
-            raise ValueError(f"{run.test_tasks} test tasks, but {len(result['accuracies'])} accuracies")
-    except (ValueError, TypeError, KeyError) as error:
+        for name in ("accuracies", "losses"):
+            sound = [isinstance(value, int | float) and np.isfinite(value) for value in result[name]]
+            if len(sound) != run.test_tasks or not all(sound):
+                raise ValueError(f"{run.test_tasks} test tasks, but {sum(sound)} {name}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} is not a result of this course ({error}): remove it, and run it again") from error
     return result
 

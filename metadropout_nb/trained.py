@@ -9,6 +9,7 @@ __all__ = ['FORMAT', 'save_learner', 'load_learner', 'pretrained']
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .comparison import LEARNERS, Run, build_learner, write_json
+from .comparison import LEARNERS, Run, build_learner
 from .training import Evaluation, Learner
 
 # %% ../nbs/11_trained.ipynb #9b912746
@@ -35,8 +36,18 @@ def save_learner(
     "Weights as safetensors, how they were made as JSON, and a model card for people."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = folder / "weights.safetensors.tmp"
-    save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, weights)
+    with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as new:  # all three are written before one is replaced
+        for name in _write_learner(learner, run, Path(new), evaluation):
+            os.replace(Path(new) / name, folder / name)
+    return folder
+
+
+def _write_learner(learner: Learner, run: Run, folder: Path, evaluation: Evaluation | None) -> list[str]:  # the files
+    weights = folder / "weights.safetensors"
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in learner.state_dict().items()}, weights)
+    except SafetensorError as error:
+        raise OSError(f"{weights} cannot be written: {error}") from error
     test = None
     if evaluation is not None:
         test = {"tasks": len(evaluation.accuracies), "accuracy": evaluation.accuracy, "ci95": evaluation.ci95}
@@ -47,11 +58,9 @@ def save_learner(
         "versions": {name: version(name) for name in ("metadropout_nb", "torch")},
         "test": test,
     }
-    os.chmod(weights, 0o644)
-    os.replace(weights, folder / "weights.safetensors")
-    write_json(folder / "learner.json", said)
+    (folder / "learner.json").write_text(json.dumps(said), encoding="utf-8")
     (folder / "README.md").write_text(_model_card(said), encoding="utf-8")
-    return folder
+    return [weights.name, "learner.json", "README.md"]
 
 # %% ../nbs/11_trained.ipynb #51a02992
 def _model_card(said: dict[str, Any]) -> str:
