@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from metadropout_nb import comparison, trained
+from metadropout_nb import comparison
 from metadropout_nb.comparison import Run, build_learner, execute, read_result, sweep, train_learner, write_json
 from metadropout_nb.trained import load_learner, save_learner
 
@@ -156,11 +156,9 @@ class TestLearner:
         self.still_there(folder)
 
     def test_room_for_the_weights_but_not_for_the_rest(self, folder, monkeypatch):
-        def full(*_):
+        def full(*_, **__):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(trained, "_model_card", full)
-        monkeypatch.setattr("json.dump", full)
         monkeypatch.setattr("pathlib.Path.write_text", full)
         with pytest.raises(OSError, match="No space"):
             self.save_another(folder)
