@@ -597,6 +597,13 @@ class Difference:
         return seed_interval(self.by_seed)
 
     @property
+    def of_one_more_pair(self) -> Interval:
+        "The 95 % prediction interval of the difference that one more seed would show, on these very tasks."
+        n = len(self.seeds)
+        half_width = stats.t.ppf(0.975, n - 1) * self.by_seed.std(ddof=1) * np.sqrt(1 + 1 / n)
+        return Interval(self.mean - half_width, self.mean + half_width)
+
+    @property
     def bootstrap(self) -> Interval:
         "Percentiles of a bootstrap crossed over seeds and tasks; too narrow with few seeds."
         return bootstrap_interval(self.matrix)
@@ -1078,9 +1085,11 @@ def _answer(comparison: Comparison, arm: str, learner: str, claim: Claim) -> str
     low, high = difference.interval
     without = np.mean([comparison.reports[learner, difference.baseline][seed].accuracy for seed in difference.seeds])
     inside = "within" if low <= claim.gain / 100 <= high else "outside"
+    least, most = (100 * end for end in difference.of_one_more_pair)
     return (
-        f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the change "
-        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval."
+        f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
+        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval. One more pair of runs alone "
+        f"would show something between {least:+.1f} and {most:+.1f} points."
     )
 
 # %% ../nbs/08_comparison.ipynb #93000f32

@@ -511,6 +511,8 @@ def test_answers_agree_with_the_tables():
     without = np.mean([comparison.reports["original", "none"][seed].accuracy for seed in range(4)])
     assert f"from {without:.1%}" in told["original"]
     assert "+2.16 points, from one run per arm, which lies outside this interval" in told["original"]
+    t, sd = stats.t.ppf(0.975, 3), difference.by_seed.std(ddof=1)
+    assert difference.of_one_more_pair.half_width == pytest.approx(t * sd * (5 / 4) ** 0.5)
     assert "one seed only" in told["eb"] and "interval" not in told["eb"]
     assert told["maml"].startswith("**MAML: not run yet.**")
     assert [row["ours"] for row in comparison.claim_rows()] == ["+0.00", f"{100 * difference.mean:+.2f}", "not run yet"]
