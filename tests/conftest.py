@@ -1,6 +1,7 @@
 """Shared fixtures. Everything is small, seeded and offline; tests of real Omniglot skip where it is not to be had."""
 
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from playwright.sync_api import sync_playwright
 
 from metadropout_nb import omniglot
 from metadropout_nb.omniglot import Characters, glyphs
@@ -77,6 +79,18 @@ def read_only():
             if root:
                 os.seteuid(0)
             Path(name).chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    "A real browser without a window: the machine's own Chromium or Chrome."
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

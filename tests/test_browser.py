@@ -6,19 +6,15 @@ in prose, tables, figures and printed text, is ours. Formulas stay TeX, as MathJ
 """
 
 import re
-import shutil
 from configparser import ConfigParser
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import NOTEBOOKS, ROOT
 from nbconvert import HTMLExporter
-from playwright.sync_api import sync_playwright
 from test_site import OPTION, code_cells, read
 
 NBS = ROOT / "nbs"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 
 # Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps, Bootstrap breaks long words of code.
 THEMES = """
@@ -51,14 +47,6 @@ def page_of(notebook) -> str:
     style = THEMES + rules.replace(".cell-output-display", ".output_area")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>A chapter</title>'
     return f'<!doctype html><html lang="en"><head>{head}<style>{style}</style></head><body>{body}</body></html>'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

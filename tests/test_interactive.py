@@ -3,7 +3,6 @@
 import html
 import json
 import re
-import shutil
 
 import nbformat
 import numpy as np
@@ -12,16 +11,12 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
 from nbconvert import HTMLExporter
-from playwright.sync_api import sync_playwright
 
 from metadropout_nb.explorer import mask_explorer
 from metadropout_nb.meta_dropout import ARMS, MetaDropout
 from metadropout_nb.omniglot import glyphs, show_images
 from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.trained import pretrained
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +40,6 @@ def network():
 @pytest.fixture(scope="module")
 def tasks():
     return TaskSampler(glyphs(40), n_query=3).sample(4)[:3]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -107,7 +94,6 @@ def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
             assert np.abs(maps[0] - maps[1]).max() <= 1  # another processor may round to the next step
 
 
-@in_browser
 @pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize("task, block, step", [(0, 0, 4), (1, 1, 6), (2, 2, 15), (0, 1, 0)])
 def test_the_numbers_are_those_of_the_layer(figure, stored, network, tasks, arm, task, block, step):
@@ -134,7 +120,6 @@ def test_the_numbers_are_those_of_the_layer(figure, stored, network, tasks, arm,
     assert (gap == 0) == (arm in ("none", "meta") or step == 0)
 
 
-@in_browser
 def test_a_task_has_a_mask_of_its_own(figure):
     seen = {}
     for task in range(3):
@@ -147,7 +132,6 @@ def test_a_task_has_a_mask_of_its_own(figure):
     assert len(set(re.findall("mask (.)", headings))) == 3
 
 
-@in_browser
 def test_what_is_seen_changes_with_every_control(figure):
     pictures = [picture(figure, 6)]  # a feature map of the query with the same drawing
     for change in ({"arm": "meta"}, {"task": 1}, {"block": 1}):
@@ -162,7 +146,6 @@ def test_what_is_seen_changes_with_every_control(figure):
     assert picture(figure, 1) == picture(figure, 6)
 
 
-@in_browser
 def test_the_keyboard_is_enough(page, figure):
     page.keyboard.press("Tab")
     if figure.evaluate("document.activeElement === document.body"):
@@ -179,7 +162,6 @@ def test_the_keyboard_is_enough(page, figure):
     assert figure.is_checked('input[value="meta"]') and figure.get_attribute("#rate", "aria-valuetext") == "0.25"
 
 
-@in_browser
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_and_can_be_read(page, figure, width, scheme):
@@ -202,7 +184,6 @@ def test_it_fits_and_can_be_read(page, figure, width, scheme):
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
-@in_browser
 def test_without_scripts_there_is_a_picture(browser, stored):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
@@ -212,7 +193,6 @@ def test_without_scripts_there_is_a_picture(browser, stored):
     context.close()
 
 
-@in_browser
 def test_it_works_in_an_exported_notebook(browser, cell):
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
     page = browser.new_page()

@@ -6,8 +6,8 @@ from matplotlib import pyplot as plt
 
 from metadropout_nb.meta_dropout import draw_mask
 from metadropout_nb.omniglot import glyphs
+from metadropout_nb.style import BLUE, ORANGE
 
-BLUE, ORANGE = "#0072B2", "#D55E00"
 SIDE, CELLS = 28, 7  # pixels of a drawing, squares of a mask along one side
 
 
