@@ -70,7 +70,12 @@ Arm = Enum("Arm", {name: name for name in ARMS}, type=str)
 DataName = Enum("DataName", {name: name for name in DATA}, type=str)
 
 CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
-Data = Annotated[DataName, typer.Option(help="Characters drawn by a program, or Omniglot.")]
+Data = Annotated[
+    DataName,
+    typer.Option(
+        help="Characters drawn by a program, Omniglot, or (validation) alphabets held out of its background split."
+    ),
+]
 Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Training tasks.")]
 TestTasks = Annotated[int, typer.Option(min=2, help="Frozen test tasks, the same for every run.")]
@@ -172,7 +177,7 @@ def train(
 ) -> None:
     """Train one learner and save it: weights as safetensors, how it was made as JSON. Again after a break: it goes on.
 
-    Several processes, or GPUs, share out each meta-batch: `torchrun --nproc-per-node 2 -m metadropout_nb.cli train --out made`
+    Several processes share out each meta-batch: `torchrun --nproc-per-node 2 -m metadropout_nb.cli train --out made`
     """
     with _clear_errors(), _processes() as first:
         run = Run(learner.value, arm.value, seed, data.value, size, tasks=tasks, threads=threads)

@@ -1088,8 +1088,8 @@ def _answer(comparison: Comparison, arm: str, learner: str, claim: Claim) -> str
     least, most = (100 * end for end in difference.of_one_more_pair)
     return (
         f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
-        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval. One more pair of runs alone "
-        f"would show something between {least:+.1f} and {most:+.1f} points."
+        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval. A single pair of runs "
+        f"is expected to show something between {least:+.1f} and {most:+.1f} points (95 %)."
     )
 
 # %% ../nbs/08_comparison.ipynb #93000f32

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .embedding_network import EmbeddingNetwork
-from .training import Learner, class_means
+from .training import Learner, Masks, class_means
 
 # %% ../nbs/05_eb_meta_network.ipynb #e731020c
 class MetaLearner(nn.Module):
@@ -67,13 +67,7 @@ class MetaNetwork(Learner):
         super().__init__(num_classes, EmbeddingNetwork(embedding_dim, dropout_rates, **network))
         self.meta_learner = MetaLearner(embedding_dim, hidden_dim, num_classes)
 
-    def task_logits(
-        self,
-        masks: list[dict[str, torch.Tensor]],
-        support_x: torch.Tensor,
-        support_y: torch.Tensor,
-        query_x: torch.Tensor,
-    ) -> torch.Tensor:
+    def task_logits(self, masks: list[Masks], support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         support = self.embed(masks[0], support_x)
         query = self.embed(masks[0], query_x, query=True)
         return self.meta_learner(support, support_y, query)

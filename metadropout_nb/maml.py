@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
 from .embedding_network import EmbeddingNetwork
-from .training import Learner
+from .training import Learner, Masks
 
 # %% ../nbs/07_maml.ipynb #4b86e59f
 Parameters = dict[str, torch.Tensor]  # by name, as in `named_parameters`
@@ -65,7 +65,7 @@ class MAML(Learner):
     def classify(
         self,
         parameters: Parameters,
-        masks: dict[str, torch.Tensor],
+        masks: Masks,
         images: torch.Tensor,  # `[B, 1, S, S]`
         query: bool = False,
     ) -> torch.Tensor:  # `[B, N]`
@@ -76,13 +76,13 @@ class MAML(Learner):
 
     def adapt(
         self,
-        masks: list[dict[str, torch.Tensor]],  # of each inner step, or one for all
+        masks: list[Masks],  # of each inner step, or one for all
         support_x: torch.Tensor,  # `[N*K, 1, S, S]`
         support_y: torch.Tensor,  # `[N*K]`
     ) -> tuple[Parameters, torch.Tensor]:  # weights of the task, and the loss before each step `[steps]`
         "The inner loop: gradient descent on the support loss."
 
-        def support_loss(parameters: Parameters, masks: dict[str, torch.Tensor]) -> torch.Tensor:
+        def support_loss(parameters: Parameters, masks: Masks) -> torch.Tensor:
             return F.cross_entropy(self.classify(parameters, masks, support_x), support_y)
 
         parameters, losses = self.initial(), []
@@ -96,18 +96,12 @@ class MAML(Learner):
                 }
         return parameters, torch.stack(losses) if losses else support_x.new_zeros(0)
 
-    def task_logits(
-        self,
-        masks: list[dict[str, torch.Tensor]],
-        support_x: torch.Tensor,
-        support_y: torch.Tensor,
-        query_x: torch.Tensor,
-    ) -> torch.Tensor:
+    def task_logits(self, masks: list[Masks], support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
         return self.adapt_and_classify(masks, support_x, support_y, query_x)[0]
 
     def adapt_and_classify(
         self,
-        masks: list[dict[str, torch.Tensor]],  # of each inner step; the first serves the query pass too
+        masks: list[Masks],  # of each inner step; the first serves the query pass too
         support_x: torch.Tensor,  # `[N*K, 1, S, S]`
         support_y: torch.Tensor,  # `[N*K]`
         query_x: torch.Tensor,  # `[N*Q, 1, S, S]`
