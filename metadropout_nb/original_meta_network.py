@@ -17,7 +17,7 @@ from .training import Learner, Masks, class_means
 
 # %% ../nbs/06_original_meta_network.ipynb #6a847615
 class MetaLearner(nn.Module):
-    "Generates a linear classifier from support embeddings (model-based meta-learning; the origin's reading)."
+    "Generates a linear classifier from support embeddings: the Meta Network as the origin of this course has it."
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class MetaLearner(nn.Module):
 class OriginalMetaNetwork(Learner):
     """A weight-generating Meta Network on the shared Conv-4, as in the origin of this course.
 
-    Not the MetaNet of Munkhdalai & Yu (2017), which has loss-gradient meta-information, slow and fast weights in every
-    layer, and a memory besides."""
+    Not the MetaNet of Munkhdalai & Yu (2017), which turns loss gradients into fast weights beside slow ones, and has a
+    memory."""
 
     def __init__(
         self,
