@@ -54,7 +54,7 @@ def _write_learner(learner: Learner, run: Run, folder: Path, evaluation: Evaluat
     said = {
         "format": FORMAT,
         "run": asdict(run),
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": _sha256(weights),
         "versions": {name: version(name) for name in ("metadropout_nb", "torch")},
         "test": test,
     }
@@ -110,9 +110,14 @@ def _read_about(about: Path, weights: Path) -> Run:
     unknown = sorted(set(said["run"]) - {f.name for f in fields(Run)})
     if unknown:
         raise ValueError(f"unknown settings in {about.name}: {', '.join(unknown)}")
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != said.get("sha256"):
+    if _sha256(weights) != said.get("sha256"):
         raise ValueError(f"{weights.name} is not the file that {about.name} was written for: their hashes differ")
     return Run(**said["run"])
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_shapes(run: Run, weights: Path) -> None:
