@@ -249,7 +249,7 @@ class History:
         axes[0].plot(self.tasks, self.losses, color=BLUE)
         axes[0].set(xlabel="training tasks", ylabel="query loss (nats)", ylim=(0, None))
         axes[1].plot(self.tasks, [100 * accuracy for accuracy in self.accuracies], color=BLUE)
-        axes[1].set(xlabel="training tasks", ylabel="query accuracy (%)", ylim=(0, 100))
+        axes[1].set(xlabel="training tasks", ylabel="query accuracy (%)", ylim=(0, 104))
         return figure
 
 # %% ../nbs/04_training.ipynb #2d06dc5e
