@@ -106,7 +106,9 @@ def compare(
     Arms of one seed share initial weights, training tasks and test tasks, so that their differences pair up. Finished
     runs are not repeated: start the same command again after an interruption and it goes on.
 
-    The experiment of the course: `metadropout compare --data omniglot --tasks 2000 --test-tasks 1000 --seeds 10`
+    The experiment of the course, or what is missing of it: `metadropout compare --planned --out results`
+
+    One learner of it: `metadropout compare --data omniglot --tasks 2000 --test-tasks 1000 --seeds 10`
     """
     with _clear_errors():
         folder = from_ or out

@@ -1070,11 +1070,15 @@ def answers(
 ) -> dict[str, str]:  # learner -> a sentence in Markdown, for every learner of which something is claimed
     "What the main protocol (`split_protocols`) says of an arm: verdict, number of seeds, mean, interval, and the claim."
     comparison = next(iter(compare_all(results).values()))
-    return {learner: _answer(comparison, arm, learner, claim) for learner, claim in CLAIMS.items()}
+    sharing = replace(comparison, baseline="standard").of_arm(arm)
+    return {
+        learner: _answer(comparison, arm, learner, claim) + _against_standard(sharing.get(learner))
+        for learner, claim in CLAIMS.items()
+    }
 
 # %% ../nbs/08_comparison.ipynb #159b1cb0
 def _answer(comparison: Comparison, arm: str, learner: str, claim: Claim) -> str:
-    told = f"the claim is {claim.gain:+.2f} points, from one run per arm"
+    told = f"the claim is {claim.gain:+.2f} points, from one run per arm at 105x105"
     difference = comparison.of_arm(arm).get(learner)
     if difference is None:
         return f"**{LEARNER_NAMES[learner]}: not run yet.** Here {told}."
@@ -1086,10 +1090,20 @@ def _answer(comparison: Comparison, arm: str, learner: str, claim: Claim) -> str
     without = np.mean([comparison.reports[learner, difference.baseline][seed].accuracy for seed in difference.seeds])
     inside = "within" if low <= claim.gain / 100 <= high else "outside"
     least, most = (100 * end for end in difference.of_one_more_pair)
+    usual = "within" if least <= claim.gain <= most else "outside"
     return (
         f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
-        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval. A single pair of runs "
-        f"is expected to show something between {least:+.1f} and {most:+.1f} points (95 %)."
+        f"{100 * low:+.2f} to {100 * high:+.2f}); {told}, which lies {inside} this interval, and {usual} what a single "
+        f"pair of our runs is expected to show ({least:+.1f} to {most:+.1f} points)."
+    )
+
+
+def _against_standard(difference: Difference | None) -> str:
+    if difference is None or len(difference.seeds) < 5:
+        return " Against ordinary dropout it was not run."
+    return (
+        f" Against ordinary dropout at the same rates the change is {100 * difference.mean:+.2f} points "
+        f"({difference.interval}; {len(difference.seeds)} seeds)."
     )
 
 # %% ../nbs/08_comparison.ipynb #93000f32

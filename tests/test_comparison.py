@@ -510,12 +510,22 @@ def test_answers_agree_with_the_tables():
     assert f"{100 * difference.mean:+.2f}" in told["original"] and str(difference.interval) in told["original"]
     without = np.mean([comparison.reports["original", "none"][seed].accuracy for seed in range(4)])
     assert f"from {without:.1%}" in told["original"]
-    assert "+2.16 points, from one run per arm, which lies outside this interval" in told["original"]
+    assert "+2.16 points, from one run per arm at 105x105, which lies outside this interval" in told["original"]
+    assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 3), difference.by_seed.std(ddof=1)
     assert difference.of_one_more_pair.half_width == pytest.approx(t * sd * (5 / 4) ** 0.5)
     assert "one seed only" in told["eb"] and "interval" not in told["eb"]
     assert told["maml"].startswith("**MAML: not run yet.**")
     assert [row["ours"] for row in comparison.claim_rows()] == ["+0.00", f"{100 * difference.mean:+.2f}", "not run yet"]
+
+
+def test_answers_tell_what_ordinary_dropout_does():
+    means = {"none": 0.8, "standard": 0.84, "meta": 0.9}
+    results = [sample("original", arm, seed, mean) for seed in range(5) for arm, mean in means.items()]
+    (against,) = [d for d in Comparison(results, baseline="standard").differences if d.arm == "meta"]
+    told = answers(results)["original"]
+    assert f"Against ordinary dropout at the same rates the change is {100 * against.mean:+.2f} points" in told
+    assert against.mean == pytest.approx(0.06, abs=0.02) and str(against.interval) in told
 
 
 def test_one_seed_does_not_stretch_the_figure_of_the_claims():
