@@ -191,3 +191,10 @@ def test_readme_is_index():
     text, images = render()
     assert (ROOT / "README.md").read_text() == text, "run: python tests/readme.py"
     assert all((ROOT / path).read_bytes() == content for path, content in images.items())
+
+
+def test_the_index_tells_how_long_the_chapters_take():
+    chapters = [prose(read(path)) for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
+    minutes = sum(int(re.search(r"^About (\d+) minutes to read", text, re.M)[1]) for text in chapters)
+    words = ("four", "five", "six", "seven", "eight")
+    assert f"take about {words[round(minutes / 60) - 4]} hours to read" in prose(read(NBS / "index.ipynb")), minutes
