@@ -755,16 +755,23 @@ class Rows(list[dict[str, str]]):
     def __repr__(self) -> str:
         if not self:
             return "(nothing yet)"
-        widths = {key: max(len(key), *(len(row[key]) for row in self)) for key in self[0]}
-        lines = [{key: key for key in self[0]}, *self]
-        return "\n".join("  ".join(line[key].ljust(width) for key, width in widths.items()).rstrip() for line in lines)
+        lines = self._lines()
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
     def _repr_html_(self) -> str:
         if not self:
             return "<p>(nothing yet)</p>"
-        head = "".join(f"<th>{key}</th>" for key in self[0])
-        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row.values()) + "</tr>" for row in self)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        head, *rows = self._lines()
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+        return (
+            f"<table><thead><tr>{''.join(f'<th>{key}</th>' for key in head)}</tr></thead><tbody>{body}</tbody></table>"
+        )
+
+    def _lines(self) -> list[list[str]]:
+        "The columns of all rows, and each row's cells; a row that lacks a column has an empty cell there."
+        columns = list(dict.fromkeys(key for row in self for key in row))
+        return [columns, *([row.get(key, "") for key in columns] for row in self)]
 
 # %% ../nbs/08_comparison.ipynb #00058400
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from metadropout_nb.comparison import (
     Difference,
     Interval,
     Protocol,
+    Rows,
     Run,
     VarianceSplit,
     answers,
@@ -526,6 +527,16 @@ def test_answers_tell_what_ordinary_dropout_does():
     told = answers(results)["original"]
     assert f"Against ordinary dropout at the same rates the change is {100 * against.mean:+.2f} points" in told
     assert against.mean == pytest.approx(0.06, abs=0.02) and str(against.interval) in told
+
+
+def test_a_table_of_rows_with_different_columns():
+    table = Rows([{"arm": "none", "seeds": "5"}, {"arm": "meta", "mask seeds": "10"}])
+    assert [line.split() for line in repr(table).splitlines()] == [
+        ["arm", "seeds", "mask", "seeds"],
+        ["none", "5"],
+        ["meta", "10"],
+    ]
+    assert "<tr><td>meta</td><td></td><td>10</td></tr>" in table._repr_html_()
 
 
 def test_one_seed_does_not_stretch_the_figure_of_the_claims():
