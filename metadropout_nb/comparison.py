@@ -171,7 +171,7 @@ def build_learner(
         site.p, site.scaled = site.p * run.dose, run.scaled
     return learner
 
-
+# %% ../nbs/08_comparison.ipynb #cfe01847
 def train_learner(
     run: Run,
     progress: bool = False,
@@ -303,7 +303,7 @@ def _execute_and_write(run: Run, path: Path, progress: bool, wait: bool = False)
     except Timeout:
         pass
 
-
+# %% ../nbs/08_comparison.ipynb #e6a26a8a
 def load_results(
     folder: str | Path,
 ) -> list[dict[str, Any]]:
@@ -1052,7 +1052,7 @@ def plot_claims(
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, frameon=False)
     return figure
 
-
+# %% ../nbs/08_comparison.ipynb #f388cb59
 def plot_ranking(
     shares: dict[str, np.ndarray],  # as `rank_learners` gives it
 ) -> Figure:
