@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from joblib import cpu_count
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import distributed
 
 from metadropout_nb.comparison import (
@@ -49,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-console = Console()
+console = Console(markup=False)  # a folder named `runs[old]` is no markup
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False)
+        Console(stderr=True, markup=False).print(Text("Error:", "bold red"), error, highlight=False)
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted. What was finished is kept: the same command goes on from there.")
@@ -69,7 +71,7 @@ LearnerName = Enum("LearnerName", {name: name for name in LEARNERS}, type=str)
 Arm = Enum("Arm", {name: name for name in ARMS}, type=str)
 DataName = Enum("DataName", {name: name for name in DATA}, type=str)
 
-CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # of this process
+CORES = max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # that this process may use
 Data = Annotated[
     DataName,
     typer.Option(

@@ -24,7 +24,7 @@ TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "console", Console(width=120))
+    monkeypatch.setattr(cli, "console", Console(width=140, markup=False))
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -72,13 +72,13 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
         "not run yet",
         "rank 2",
         "mask seeds",
-        "(3 runs)",
+        "masks alone",
     ):
         assert word in shown.output, word
     figures = sorted(path.name for path in (tmp_path / "here").glob("*.png"))
     main = "omniglot-28px-5way-1shot-2000tasks-test_tasks=20"
     assert figures == sorted(
-        [f"{name}-{main}.png" for name in ("comparison", "claims", "ranking")]
+        [f"{name}-{main}.png" for name in ("comparison", "claims")]
         + [f"comparison-{main}-masks-of-seed0.png", f"comparison-{main.replace('28px', '105px')}.png"]
     )
 
@@ -94,6 +94,23 @@ def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkey
     monkeypatch.setattr(cli, "sweep", sweep)
     assert run("compare", "--planned", "--out", "here").exit_code == 0
     assert asked == planned_runs()
+
+    done = [Run("eb", arm, seed, "omniglot") for arm in ("none", "meta") for seed in range(10)]
+    write_results(tmp_path / "there", *done)
+    for one in done[::2]:  # every other seed: far apart
+        path = tmp_path / "there" / f"{one.name}.json"
+        result = json.loads(path.read_text())
+        factor = 0.8 if one.arm == "meta" else 1
+        path.write_text(json.dumps(result | {"accuracies": [factor * value for value in result["accuracies"]]}))
+    asked.clear()
+    expected = planned_runs(cli.load_results("there"))
+    run("compare", "--planned", "--out", "there")
+    assert asked == expected != planned_runs(), "five more seeds"
+
+
+def test_a_folder_may_have_any_name(run):
+    told = run("compare", "--from", "w3[/old]")
+    assert told.exit_code == 1 and "w3[/old]" in told.output.replace("\n", "")
 
 
 def test_train_then_evaluate(run, tmp_path):

@@ -21,11 +21,11 @@ from scipy import stats
 from metadropout_nb import omniglot
 from metadropout_nb.comparison import (
     Interval,
-    VarianceSplit,
+    VarianceComponents,
     crossed_interval,
     mean_squares,
-    seed_interval,
     simulate_matrices,
+    t_interval,
     verdict,
 )
 from metadropout_nb.meta_dropout import ARMS, MetaDropout
@@ -367,9 +367,9 @@ def about_95_percent(interval_low, interval_high, truth: float, off: float = 0.0
 
 
 @pytest.mark.parametrize("n", [2, 3, 10, 30])
-def test_the_seed_interval_covers_nineteen_times_in_twenty(n):
+def test_the_t_interval_covers_nineteen_times_in_twenty(n):
     values = np.random.default_rng(n).normal(0.013, 0.02, (800, n))
-    assert about_95_percent(*np.array([seed_interval(one) for one in values]).T, 0.013)
+    assert about_95_percent(*np.array([t_interval(one) for one in values]).T, 0.013)
 
 
 sds = st.floats(0.001, 0.1)
@@ -379,8 +379,8 @@ sds = st.floats(0.001, 0.1)
 @given(st.integers(5, 30), st.integers(20, 150), sds, sds, sds)
 def test_the_crossed_interval_covers_whatever_varies(seeds, tasks, of_seeds, of_tasks, rest):
     "An approximation, so one point off is allowed."
-    split = VarianceSplit(of_seeds**2, of_tasks**2, rest**2)
-    simulated = simulate_matrices(800, seeds, tasks, split, effect=0.013, seed=seeds)
+    components = VarianceComponents(of_seeds**2, of_tasks**2, rest**2)
+    simulated = simulate_matrices(800, seeds, tasks, components, effect=0.013, seed=seeds)
     assert about_95_percent(*crossed_interval(simulated), 0.013, off=0.01)
 
 
@@ -400,12 +400,12 @@ shifts = st.floats(-10, 10)
 
 
 @given(by_seeds, scales, shifts, st.randoms(use_true_random=False))
-def test_the_seed_interval_moves_with_its_values(values, scale, shift, random):
-    interval = seed_interval(values)
+def test_the_t_interval_moves_with_its_values(values, scale, shift, random):
+    interval = t_interval(values)
     assert interval.low <= values.mean() + 1e-12 and values.mean() - 1e-12 <= interval.high
     moved = Interval(*sorted(scale * np.array(interval) + shift))
-    assert close(seed_interval(scale * values + shift), moved, scale)
-    assert close(seed_interval(np.array(random.sample(values.tolist(), len(values)))), interval, 1)
+    assert close(t_interval(scale * values + shift), moved, scale)
+    assert close(t_interval(np.array(random.sample(values.tolist(), len(values)))), interval, 1)
 
 
 @given(matrices(), scales, shifts, st.integers(0, 99), st.integers(1, 30))
