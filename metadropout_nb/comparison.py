@@ -759,7 +759,7 @@ def seeds_needed(
 class Claim:
     """What the origin reports for one learner from one run an arm: accuracy and standard deviation over tasks, in percent.
 
-    The intervals know the luck of `N_CLAIMED` test tasks, different ones for each run, and no other."""
+    The intervals know the luck of `N_CLAIMED` test tasks and no other, and take the two runs to have met different ones."""
 
     without: tuple[float, float]
     with_it: tuple[float, float]
@@ -1060,7 +1060,7 @@ def _plot_differences(axis: Axes, differences: Sequence[Difference]) -> None:
     for y, difference in enumerate(differences):
         color, n = arm_color(difference.arm), len(difference.seeds)
         axis.plot(100 * difference.by_seed, [y] * n, "o", color=color, alpha=0.3, markersize=5)
-        if n > 1:
+        if n >= LEAST_SEEDS:
             axis.errorbar(100 * difference.mean, y, xerr=100 * difference.ci95, fmt="D", color=color, capsize=4)
         short = difference.verdict.replace("no difference beyond the margin", "within the margin")
         axis.annotate(short, (1.02, y), xycoords=("axes fraction", "data"), va="center", fontsize="small")
@@ -1130,7 +1130,7 @@ def answers(
 
 # %% ../nbs/08_comparison.ipynb #159b1cb0
 def _answer(learner: str, claim: Claim, difference: Difference | None, without: float) -> str:
-    told = f"{claim.gain:+.2f} points (one run per arm, 105x105)"
+    told = f"{claim.gain:+.2f} points (one run without and one with, 105x105)"
     if difference is None:
         return f"**{LEARNER_NAMES[learner]}: not run yet.** The claim is {told}."
     name = f"**{LEARNER_NAMES[learner]}: {difference.verdict}.**"
@@ -1142,8 +1142,8 @@ def _answer(learner: str, claim: Claim, difference: Difference | None, without: 
     usual = "not unusual" if least <= claim.gain <= most else "unusual"
     return (
         f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
-        f"{difference.interval}). The claim, {told}, lies {inside} this interval. A single pair of our runs would show "
-        f"{least:+.1f} to {most:+.1f} points, so for one pair the claim is {usual}."
+        f"{difference.interval}). The claim, {told}, lies {inside} this interval. Of single pairs like ours nineteen in twenty "
+        f"would lie from {least:+.1f} to {most:+.1f} points, so for one pair the claim is {usual}."
     )
 
 

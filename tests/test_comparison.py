@@ -574,7 +574,10 @@ def test_answers_agree_with_the_tables():
     assert f"{100 * difference.mean:+.2f}" in told["original"] and str(difference.interval) in told["original"]
     without = np.mean([comparison.reports["original", "none"][seed].accuracy for seed in range(4)])
     assert f"from {without:.1%}" in told["original"]
-    assert "The claim, +2.16 points (one run per arm, 105x105), lies outside this interval" in told["original"]
+    assert (
+        "The claim, +2.16 points (one run without and one with, 105x105), lies outside this interval"
+        in told["original"]
+    )
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 3), difference.by_seed.std(ddof=1)
     assert difference.prediction_interval.half_width == pytest.approx(t * sd * (5 / 4) ** 0.5)
