@@ -1119,7 +1119,7 @@ def answers(
         {d.learner: d for d in paired_differences(found.reports, "standard") if d.arm == "meta"},
     )
     means = {
-        learner: np.mean([found.reports[learner, d.baseline][seed].accuracy for seed in d.seeds])
+        learner: float(np.mean([found.reports[learner, d.baseline][seed].accuracy for seed in d.seeds]))
         for learner, d in gains.items()
     }
     return {
