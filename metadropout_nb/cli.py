@@ -133,7 +133,7 @@ def compare(
     if not everything:
         console.print(f"Intervals, spread over tasks and more: metadropout compare --from {folder}")
 
-
+# %% ../nbs/cli.ipynb #95e42c20
 def _show(comparison: Comparison, folder: Path, everything: bool) -> list[str]:
     "Print the tables of one protocol and save its figures; returns their file names."
     console.rule(comparison.protocol.name)

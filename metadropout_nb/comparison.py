@@ -210,7 +210,7 @@ def train_learner(
     other_way.load_state_dict(learner.state_dict())
     return other_way, history
 
-
+# %% ../nbs/08_comparison.ipynb #b0f80e7f
 def frozen_tasks(
     run: Run,
     n_tasks: int | None = None,  # None: as many as the run says
@@ -315,7 +315,7 @@ def _finished(run: Run, path: Path) -> bool:
     warnings.warn(f"{problem} (it is run again now, and the file kept as {path.name}.old)", stacklevel=3)
     return False
 
-
+# %% ../nbs/08_comparison.ipynb #918f3205
 def _execute_and_write(run: Run, path: Path, progress: bool, wait: bool = False) -> tuple[Run, str]:
     "Unless it is finished, or another sweep is at it and we are not to wait for that. The run, and its error if any."
     lock, checkpoint = path.with_name(f"{run.name}.lock"), path.with_name(f"{run.name}.checkpoint")
@@ -355,7 +355,7 @@ def arm_label(
     label = run.arm + (f" x{run.dose:g}" if run.dose != 1 else "")
     return label + (", channels" if run.whole_channels else "") + ("" if run.scaled else ", unscaled")
 
-
+# %% ../nbs/08_comparison.ipynb #e7a856df
 @dataclass(frozen=True)
 class Protocol:
     "What runs must have in common to be compared: all settings of a `Run` but those in `VARIED`."
@@ -709,7 +709,7 @@ class SpreadChange:
         "95 % interval of it over seeds, on these very tasks."
         return Interval(*np.expm1(t_interval(self.by_seed)))
 
-
+# %% ../nbs/08_comparison.ipynb #cd4589f7
 def spread_changes(
     reports: Reports,
     baseline: str = "none",
@@ -786,7 +786,7 @@ class Claim:
         luck = np.sqrt(stats.f.ppf((0.975, 0.025), N_CLAIMED - 1, N_CLAIMED - 1))
         return Interval(*((1 + self.spread / 100) / luck - 1).tolist())
 
-
+# %% ../nbs/08_comparison.ipynb #4d4e167a
 N_CLAIMED = 200  # test tasks of the origin's runs
 CLAIMS = {
     "eb": Claim((75.8, 10.4), (77.3, 11.9)),
@@ -961,7 +961,7 @@ class Comparison:
         claims = {"claims": plot_claims(self)} if self.of_arm().keys() & self.claims.keys() else {}
         return {"comparison": self.plot()} | claims
 
-
+# %% ../nbs/08_comparison.ipynb #595c6c2d
 def compare_all(
     results: Sequence[dict[str, Any]],
 ) -> dict[Protocol, Comparison]:
@@ -975,7 +975,7 @@ def compare_all(
         for protocol, of_protocol in protocols.items()
     }
 
-# %% ../nbs/08_comparison.ipynb #595c6c2d
+# %% ../nbs/08_comparison.ipynb #beb5bb28
 def _named(difference: Difference | SpreadChange) -> dict[str, str]:
     return {"learner": difference.learner, "difference": f"{difference.arm} - {difference.baseline}"}
 
@@ -999,7 +999,7 @@ def _pooled(reports: list[Evaluation], unit: str) -> dict[str, str]:
         row[f">{level:.0%}"] = f"{100 * np.mean([report.share_above(level) for report in reports]):.1f}"
     return row
 
-
+# %% ../nbs/08_comparison.ipynb #dafba9e1
 def _claim_row(learner: str, claim: Claim, difference: Difference | None) -> dict[str, str]:
     row = {"learner": learner, "claimed": f"{claim.gain:+.2f}", "by its test tasks": str(claim.gain_interval)}
     if difference is None:
@@ -1012,7 +1012,7 @@ def _claim_row(learner: str, claim: Claim, difference: Difference | None) -> dic
         "one pair of ours": str(difference.prediction_interval),
     }
 
-
+# %% ../nbs/08_comparison.ipynb #9a15ed4c
 def _component_cells(of_seed: dict[int, Evaluation]) -> dict[str, str]:
     components = variance_components(np.stack([report.accuracies for report in of_seed.values()]))
     return {
@@ -1195,7 +1195,7 @@ def planned_runs(
         *runs(one, pair, 5, tasks=8000),
     ]
 
-
+# %% ../nbs/08_comparison.ipynb #de9624d1
 def missing_rows(
     results: Sequence[dict[str, Any]],
 ) -> Rows:

@@ -47,7 +47,7 @@ def _maps(network: EmbeddingNetwork, images: torch.Tensor) -> list[np.ndarray]: 
 def _hex(values: np.ndarray, digits: int) -> str:
     return "".join(f"{value:0{digits}x}" for value in values.flatten().tolist())
 
-
+# %% ../nbs/explorer.ipynb #252a4cea
 def _task_data(network: EmbeddingNetwork, tasks: TaskBatch, t: int, channels: int) -> dict[str, Any]:
     "Drawings, feature maps and masks of one task."
     task = tasks[t]

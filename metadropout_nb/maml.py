@@ -123,7 +123,7 @@ class MAML(Learner):
 
         Raises `FloatingPointError` where an inner loss is not finite, and what every learner raises."""
         logits, losses = self.run_tasks(self.adapt_and_classify, support_x, support_y, query_x)
-        self._check_losses(losses)
+        _check_losses(losses, self.network.sites[0].tasks if self.training else range(0))
         return logits
 
     def adapted(
@@ -134,14 +134,17 @@ class MAML(Learner):
         "The weights that the inner loop reaches."
         inner_loop = lambda masks, support_x, support_y, query_x: self.adapt(masks, support_x, support_y)
         parameters, losses = self.run_tasks(inner_loop, support_x, support_y, support_x)
-        self._check_losses(losses)
+        _check_losses(losses, self.network.sites[0].tasks if self.training else range(0))
         return parameters
 
-    def _check_losses(self, losses: torch.Tensor) -> None:  # `[steps]` or `[T, steps]`
-        if not losses.isfinite().all():
-            task, step = (~losses.reshape(-1, self.inner_steps).isfinite()).nonzero()[0].tolist()
-            started = self.network.sites[0].tasks if self.training else range(0)
-            name = f"training task {started[task]}" if started else f"task {task} of this batch"
-            raise FloatingPointError(
-                f"the inner loss of {name} is not finite at inner step {step}: a smaller inner_lr is the usual cure"
-            )
+# %% ../nbs/07_maml.ipynb #77bd5f50
+def _check_losses(
+    losses: torch.Tensor,  # `[steps]` or `[T, steps]`
+    started: range,  # indices of the training tasks; none in eval mode
+) -> None:
+    if not losses.isfinite().all():
+        task, step = (~losses.reshape(-1, losses.shape[-1]).isfinite()).nonzero()[0].tolist()
+        name = f"training task {started[task]}" if started else f"task {task} of this batch"
+        raise FloatingPointError(
+            f"the inner loss of {name} is not finite at inner step {step}: a smaller inner_lr is the usual cure"
+        )

@@ -133,15 +133,16 @@ class MetaDropout(nn.Module):
         if mask is None:
             mask = self.draw_masks(x.shape, call=self.calls, device=x.device, dtype=x.dtype)[name]
             self.calls += 1
-        self._check_fit(mask, x)
+        _check_fit(mask, x)
         return x * mask.to(x.dtype)
 
-    def _check_fit(self, mask: torch.Tensor, x: torch.Tensor) -> None:
-        tasks, samples, features = x.shape[:-4], x.shape[-4], x.shape[-3:]
-        # What fits: one mask for all samples or one for each, of single elements or of whole channels.
-        expected = [(*tasks, n, *size) for n in (1, samples) for size in (features, (features[0], 1, 1))]
-        if tuple(mask.shape) not in expected:
-            raise ValueError(
-                f"a mask {list(mask.shape)} does not fit an input {list(x.shape)}: start the task with "
-                "reset_mask(x.shape, x.device), with as many tasks and the same image size as arrive"
-            )
+# %% ../nbs/02_meta_dropout.ipynb #084679dc
+def _check_fit(mask: torch.Tensor, x: torch.Tensor) -> None:
+    tasks, samples, features = x.shape[:-4], x.shape[-4], x.shape[-3:]
+    # What fits: one mask for all samples or one for each, of single elements or of whole channels.
+    expected = [(*tasks, n, *size) for n in (1, samples) for size in (features, (features[0], 1, 1))]
+    if tuple(mask.shape) not in expected:
+        raise ValueError(
+            f"a mask {list(mask.shape)} does not fit an input {list(x.shape)}: start the task with "
+            "reset_mask(x.shape, x.device), with as many tasks and the same image size as arrive"
+        )

@@ -207,7 +207,7 @@ def _stack(
     stacked = np.stack([np.stack([image for _, image in images]) for images in drawings.values()])
     return Characters(torch.from_numpy(stacked), tuple(drawings))
 
-
+# %% ../nbs/00_omniglot.ipynb #1327dbca
 def _decode(file: IO[bytes], room: int) -> np.ndarray:  # uint8 `[H, W]`, ink high
     "An image of at most `room` pixels, dark ink on light paper, as gray; where it is transparent, the paper is white."
     with Image.open(file, formats=("PNG", "JPEG")) as image:

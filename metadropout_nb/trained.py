@@ -41,7 +41,7 @@ def save_learner(
             os.replace(Path(new) / name, folder / name)
     return folder
 
-
+# %% ../nbs/11_trained.ipynb #8ada0fc8
 def _write_learner(learner: Learner, run: Run, folder: Path, evaluation: Evaluation | None) -> list[str]:  # the files
     weights = folder / "weights.safetensors"
     try:
@@ -119,7 +119,7 @@ def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../nbs/11_trained.ipynb #09627244
 def _check_shapes(run: Run, weights: Path) -> None:
     "Compare the file's header with the learner it should fill, without memory for either."
     with torch.device("meta"):

@@ -125,7 +125,7 @@ class Learner(nn.Module):
         query_x: torch.Tensor,
     ) -> Any:  # what `function` returns, with a leading T where there is one
         "Check what came in, start its tasks, and run `function` on each."
-        self._check(support_x, support_y, query_x)
+        _check_task(support_x, support_y, query_x, self.num_classes)
         masks: list[Masks] = [{}]
         if self.training:
             self.network.reset_dropout_masks(support_x.shape, support_x.device)
@@ -134,25 +134,26 @@ class Learner(nn.Module):
         batched = support_x.dim() == 5
         return self.network.per_task(function, masks, support_x, support_y, query_x, batched=batched)
 
-    def _check(self, support_x: torch.Tensor, support_y: torch.Tensor, query_x: torch.Tensor) -> None:
-        if support_x.dim() not in (4, 5) or support_x.dim() != query_x.dim():
-            raise ValueError(
-                "expected support and query [B, 1, S, S], or both [T, B, 1, S, S], got "
-                f"{list(support_x.shape)} and {list(query_x.shape)}"
-            )
-        if support_y.shape != support_x.shape[:-3] or support_x.shape[:-4] != query_x.shape[:-4]:
-            raise ValueError(
-                f"support {list(support_x.shape)}, labels {list(support_y.shape)} and query {list(query_x.shape)} do "
-                "not belong together: one label a support image, and as many tasks everywhere"
-            )
-        if support_y.is_floating_point():
-            raise ValueError(f"labels must be whole numbers, got {support_y.dtype}")
-        present = support_y.unsqueeze(-1) == torch.arange(self.num_classes, device=support_y.device)
-        if not (present.any(-1).all() and present.any(-2).all()):
-            raise ValueError(
-                f"every task's support labels must cover 0 to {self.num_classes - 1} and no others "
-                f"(num_classes={self.num_classes}), got {support_y.tolist()}"
-            )
+# %% ../nbs/04_training.ipynb #81737e37
+def _check_task(support_x: torch.Tensor, support_y: torch.Tensor, query_x: torch.Tensor, num_classes: int) -> None:
+    if support_x.dim() not in (4, 5) or support_x.dim() != query_x.dim():
+        raise ValueError(
+            "expected support and query [B, 1, S, S], or both [T, B, 1, S, S], got "
+            f"{list(support_x.shape)} and {list(query_x.shape)}"
+        )
+    if support_y.shape != support_x.shape[:-3] or support_x.shape[:-4] != query_x.shape[:-4]:
+        raise ValueError(
+            f"support {list(support_x.shape)}, labels {list(support_y.shape)} and query {list(query_x.shape)} do "
+            "not belong together: one label a support image, and as many tasks everywhere"
+        )
+    if support_y.is_floating_point():
+        raise ValueError(f"labels must be whole numbers, got {support_y.dtype}")
+    present = support_y.unsqueeze(-1) == torch.arange(num_classes, device=support_y.device)
+    if not (present.any(-1).all() and present.any(-2).all()):
+        raise ValueError(
+            f"every task's support labels must cover 0 to {num_classes - 1} and no others "
+            f"(num_classes={num_classes}), got {support_y.tolist()}"
+        )
 
 # %% ../nbs/04_training.ipynb #67be048c
 class PrototypicalNetwork(Learner):
@@ -270,7 +271,7 @@ def _save_checkpoint(
         temporary.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written: {error}") from error
 
-
+# %% ../nbs/04_training.ipynb #517ae59f
 def _load_checkpoint(
     path: Path, learner: Learner, optimizer: torch.optim.Adam, settings: dict[str, Any]
 ) -> History:  # as it was when the checkpoint was written
