@@ -30,6 +30,7 @@ from metadropout_nb.comparison import (
     DATA,
     LEARNERS,
     Comparison,
+    Rows,
     Run,
     compare_all,
     frozen_tasks,
@@ -146,12 +147,13 @@ def _show(comparison: Comparison, folder: Path, everything: bool) -> list[str]:
     return list(names)
 
 
-def _print_table(title: str, rows: list[dict[str, str]]) -> None:
+def _print_table(title: str, rows: Rows) -> None:
     table = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for column in rows[0]:
+    head, *body = rows.lines()
+    for column in head:
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
+    for row in body:
+        table.add_row(*row)
     console.print(table)
 
 # %% ../nbs/cli.ipynb #4f5c9765
@@ -205,7 +207,7 @@ def evaluate(
         keep_memory()
         learner, run = load_learner(folder)
         report = evaluate_learner(learner, frozen_tasks(run, test_tasks), progress=True)
-        _print_table("On the frozen test tasks", [report.rows()])
+        _print_table("On the frozen test tasks", Rows([report.rows()]))
         result = folder / "evaluation.json"
         write_json(result, {"accuracies": report.accuracies.tolist(), "losses": report.losses.tolist()})
     console.print(f"Accuracy and loss of each test task are in {result}")

@@ -248,15 +248,19 @@ class MaskedModule(TaskModule):
 
     @property
     def sites(self) -> list[MetaDropout]:
-        "The dropout layers, first block first."
-        return [module for module in self.modules() if isinstance(module, MetaDropout)]
+        "The dropout layers in the order in which they were registered; `site_shapes` has the same."
+        return list(self._named_sites())
+
+    def _named_sites(self) -> dict[MetaDropout, str]:
+        "Each site with its name in `state_dict`."
+        return {module: name for name, module in self.named_modules() if isinstance(module, MetaDropout)}
 
     def site_shapes(
         self,
         input_shape: Sequence[int],  # of the images
     ) -> list[tuple[int, ...]]:
         "The shape of the activation that arrives at each site. `ValueError` for images of another shape."
-        raise NotImplementedError
+        raise NotImplementedError("a module with sites says which shapes arrive there")
 
     @property
     def force_eval(self) -> bool:
@@ -314,8 +318,7 @@ class MaskedModule(TaskModule):
         weight = next(self.parameters())
         found: dict[str, torch.Tensor] = {}
         shapes = zip(self.site_shapes(support_shape), self.site_shapes(query_shape or support_shape), strict=True)
-        sites = [(path, module) for path, module in self.named_modules() if isinstance(module, MetaDropout)]
-        for (path, site), (support, query) in zip(sites, shapes, strict=True):
+        for (site, path), (support, query) in zip(self._named_sites().items(), shapes, strict=True):
             if not site.active:
                 continue
             drawn = site.dropout == "standard"

@@ -58,6 +58,11 @@ class MAML(Learner):
         rate = "learned" if self.inner_lr.requires_grad else f"{float(self.inner_lr[0]):g}"
         return f"inner_lr={rate}, inner_steps={self.inner_steps}, first_order={self.first_order}"
 
+    @property
+    def started(self) -> range:
+        "Indices of the current training tasks; none in eval mode."
+        return self.network.sites[0].tasks if self.training else range(0)
+
     def initial(self) -> Parameters:
         "The weights that every task starts from."
         return {name: p for name, p in self.named_parameters() if name.startswith(("network.", "head."))}
@@ -123,7 +128,7 @@ class MAML(Learner):
 
         Raises `FloatingPointError` where an inner loss is not finite, and what every learner raises."""
         logits, losses = self.run_tasks(self.adapt_and_classify, support_x, support_y, query_x)
-        _check_losses(losses, self.network.sites[0].tasks if self.training else range(0))
+        _check_losses(losses, self.started)
         return logits
 
     def adapted(
@@ -134,7 +139,7 @@ class MAML(Learner):
         "The weights that the inner loop reaches."
         inner_loop = lambda masks, support_x, support_y, query_x: self.adapt(masks, support_x, support_y)
         parameters, losses = self.run_tasks(inner_loop, support_x, support_y, support_x)
-        _check_losses(losses, self.network.sites[0].tasks if self.training else range(0))
+        _check_losses(losses, self.started)
         return parameters
 
 # %% ../nbs/07_maml.ipynb #77bd5f50

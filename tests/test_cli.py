@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import NOTEBOOKS, ROOT
-from rich.console import Console
 from typer.testing import CliRunner
 
 from metadropout_nb import cli, training
@@ -24,7 +23,7 @@ TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "console", Console(width=140, markup=False))
+    monkeypatch.setattr(cli.console, "width", 140)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
@@ -58,6 +57,7 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "sweep", lambda *_: pytest.fail("--from must train nothing"))
     arms = [Run(arm=arm, seed=s, data="omniglot", test_tasks=20) for arm in ("none", "meta") for s in range(5)]
     arms += [replace(one, learner="eb") for one in arms]
+    arms += [replace(one, arm="standard") for one in arms if one.arm == "meta"]  # no claim is about these
     doses = [replace(one, dose=2.0) for one in arms if one.arm == "meta"]
     others = [replace(one, size=105) for one in arms[:5]] + [replace(arms[5], mask_seed=s) for s in range(1, 4)]
     write_results(tmp_path / "here", *arms, *doses, *others)
@@ -73,6 +73,7 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
         "rank 2",
         "mask seeds",
         "masks alone",
+        "claimed %",
     ):
         assert word in shown.output, word
     figures = sorted(path.name for path in (tmp_path / "here").glob("*.png"))
@@ -109,6 +110,8 @@ def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkey
 
 
 def test_a_folder_may_have_any_name(run):
+    shown = run("compare", *TINY, "--seeds", 1, "--out", "runs[/old]")
+    assert shown.exit_code == 0 and "runs[/old]" in shown.output.replace("\n", "")
     told = run("compare", "--from", "w3[/old]")
     assert told.exit_code == 1 and "w3[/old]" in told.output.replace("\n", "")
 
