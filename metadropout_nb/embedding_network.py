@@ -252,7 +252,7 @@ class MaskedModule(TaskModule):
         return list(self._named_sites())
 
     def _named_sites(self) -> dict[MetaDropout, str]:
-        "Each site with its name in `state_dict`."
+        "Each site with its name, as in `named_modules`."
         return {module: name for name, module in self.named_modules() if isinstance(module, MetaDropout)}
 
     def site_shapes(
