@@ -1160,14 +1160,13 @@ def _against_standard(difference: Difference | None) -> str:
     )
 
 # %% ../nbs/08_comparison.ipynb #9f55e1f0
-# Run again with two threads: other rounding, and nothing else.
-ROUNDED = {
+ROUNDED = {  # learner and arm -> seeds that are run again with two threads: other rounding, and nothing else
     ("original", "none"): (*range(5), *range(10, 15)),
     ("original", "meta"): range(10, 15),
     ("eb", "none"): range(20),
 }
 
-
+# %% ../nbs/08_comparison.ipynb #cd6e77c9
 def planned_runs(
     results: Sequence[dict[str, Any]] = (),  # what is there: it decides how many seeds the main question needs
 ) -> list[Run]:
