@@ -268,7 +268,9 @@ def read_result(
             if len(sound) != run.test_tasks or not all(sound):
                 raise ValueError(f"{run.test_tasks} test tasks, but {len(sound)} {name}, {sum(sound)} of them sound")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is not a result of this course ({error}): remove it, and run it again") from error
+        raise ValueError(
+            f"{path} is not a result of this course ({error}): a sweep puts it aside and runs it again"
+        ) from error
     return result
 
 # %% ../nbs/08_comparison.ipynb #a1a16cc5
@@ -287,14 +289,14 @@ def sweep(
     with tempfile.TemporaryFile(dir=folder):
         pass  # a folder that cannot be written is found out before the training, not after it
     paths = {run: folder / f"{run.name}.json" for run in runs}
-    todo = [run for run, path in paths.items() if not _finished(run, path)]
+    todo = [run for run, path in paths.items() if _problem(run, path)]
     for data, size in {(run.data, run.size) for run in todo}:
         load_split(data, size)  # decode and cache once, not once a process
     work = (delayed(_execute_and_write)(run, paths[run], progress and jobs == 1) for run in todo)
     done = Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
     errors = dict(tqdm(done, total=len(todo), unit="run", leave=False, disable=not progress))
     for run in todo:
-        if not errors[run] and not _finished(run, paths[run]):  # another sweep was at it
+        if not errors[run] and _problem(run, paths[run]):  # another sweep was at it
             errors |= [_execute_and_write(run, paths[run], progress, wait=True)]
     failed = [f"{run.name}: {error}" for run, error in errors.items() if error]
     if failed:
@@ -302,18 +304,20 @@ def sweep(
     return [read_result(paths[run]) for run in runs]
 
 # %% ../nbs/08_comparison.ipynb #d9ac4c4a
-def _finished(run: Run, path: Path) -> bool:
-    "Whether a sound result of this very run is there."
-    if not path.exists():
-        return False
+def _problem(run: Run, path: Path) -> str:
+    "Why this run is to be made: its file is not there, is damaged, or is of another run. Empty if it is finished."
     try:
-        if Run(**read_result(path)["run"]) == run:
-            return True
-        problem = f"{path} is of another run"
+        return "" if Run(**read_result(path)["run"]) == run else f"{path} is of another run"
+    except FileNotFoundError:
+        return f"{path} is not there"
     except ValueError as error:
-        problem = f"{error}"
-    warnings.warn(f"{problem} (it is run again now, and the file kept as {path.name}.old)", stacklevel=3)
-    return False
+        return str(error)
+
+
+def _set_aside(path: Path, problem: str) -> None:
+    kept = next(new for n in count(1) if not (new := path.with_name(f"{path.name}.old{n}")).exists())
+    path.replace(kept)
+    warnings.warn(f"{problem} (now kept as {kept.name})", stacklevel=2)
 
 # %% ../nbs/08_comparison.ipynb #918f3205
 def _execute_and_write(run: Run, path: Path, progress: bool, wait: bool = False) -> tuple[Run, str]:
@@ -321,11 +325,11 @@ def _execute_and_write(run: Run, path: Path, progress: bool, wait: bool = False)
     lock, checkpoint = path.with_name(f"{run.name}.lock"), path.with_name(f"{run.name}.checkpoint")
     try:
         with FileLock(lock, timeout=-1 if wait else 0):
-            if not _finished(run, path):
-                result = execute(run, progress, checkpoint)
-                if path.exists():
-                    path.replace(path.with_name(f"{path.name}.old"))
-                write_json(path, result)
+            problem = _problem(run, path)
+            if problem and path.exists():
+                _set_aside(path, problem)
+            if problem:
+                write_json(path, execute(run, progress, checkpoint))
             checkpoint.unlink(missing_ok=True)
             lock.unlink(missing_ok=True)  # who waits for it finds the run finished
     except Timeout:
@@ -749,43 +753,44 @@ def rank_learners(
 def seeds_needed(
     sd: float,  # of paired differences from seed to seed
 ) -> int:
-    "The smallest number of seeds whose paired 95 % t-interval has a half-width of at most `MARGIN`."
+    """The smallest number of seeds whose paired 95 % t-interval has a half-width of at most `MARGIN`.
+
+    `t` has no more degrees of freedom than at the first look, as in `Difference.interval`. Raises `ValueError` for a
+    standard deviation that is not a finite number."""
     if not np.isfinite(sd):
         raise ValueError(f"the standard deviation must be a number, got {sd}")
     least = max(2, ceil((stats.norm.ppf(0.975) * sd / MARGIN) ** 2))  # t is wider than the normal distribution
-    return next(n for n in count(least) if stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n) <= MARGIN)
+    return next(n for n in count(least) if stats.t.ppf(0.975, min(n, FIRST_LOOK) - 1) * sd / np.sqrt(n) <= MARGIN)
 
 # %% ../nbs/08_comparison.ipynb #d44b5a12
 @dataclass(frozen=True)
 class Claim:
     """What the origin reports for one learner from one run an arm: accuracy and standard deviation over tasks, in percent.
 
-    The intervals know the luck of `N_CLAIMED` test tasks and no other, and take the two runs to have met different ones."""
+    The changes are fractions. Their 95 % intervals know the luck of `N_CLAIMED` test tasks and no other, and take the two runs to have met different ones."""
 
     without: tuple[float, float]
     with_it: tuple[float, float]
 
     @property
     def gain(self) -> float:
-        "In points."
-        return self.with_it[0] - self.without[0]
+        return (self.with_it[0] - self.without[0]) / 100
 
     @property
     def gain_interval(self) -> Interval:
-        "95 %, as a fraction."
-        half = stats.norm.ppf(0.975) * np.hypot(self.without[1], self.with_it[1]) / np.sqrt(N_CLAIMED)
-        return Interval((self.gain - half) / 100, (self.gain + half) / 100)
+        half = stats.norm.ppf(0.975) * np.hypot(self.without[1], self.with_it[1]) / 100 / np.sqrt(N_CLAIMED)
+        return Interval(self.gain - half, self.gain + half)
 
     @property
     def spread(self) -> float:
-        "Change of the standard deviation over tasks, in percent."
-        return 100 * (self.with_it[1] / self.without[1] - 1)
+        "Change of the standard deviation over tasks, of that without."
+        return self.with_it[1] / self.without[1] - 1
 
     @property
     def spread_interval(self) -> Interval:
-        "95 %, as a fraction, by the F distribution: for tasks whose accuracies are normal."
+        "By the F distribution: for tasks whose accuracies are normal."
         luck = np.sqrt(stats.f.ppf((0.975, 0.025), N_CLAIMED - 1, N_CLAIMED - 1))
-        return Interval(*((1 + self.spread / 100) / luck - 1).tolist())
+        return Interval(*((1 + self.spread) / luck - 1).tolist())
 
 # %% ../nbs/08_comparison.ipynb #4d4e167a
 N_CLAIMED = 200  # test tasks of the origin's runs
@@ -896,7 +901,11 @@ class Comparison:
         return Rows(
             _named(s)
             | {"seeds": f"{len(s.by_seed)}", "change of sd %": f"{100 * s.mean:+.2f}", "95 % interval": str(s.interval)}
-            | ({"claimed %": f"{claim.spread:+.1f}", "by its test tasks": str(claim.spread_interval)} if claim else {})
+            | (
+                {"claimed %": f"{100 * claim.spread:+.1f}", "by its test tasks": str(claim.spread_interval)}
+                if claim
+                else {}
+            )
             for s in spread_changes(self.reports, self.baseline)
             for claim in [claimed.get((s.learner, s.arm))]
         )
@@ -1002,7 +1011,7 @@ def _pooled(reports: list[Evaluation], unit: str) -> dict[str, str]:
 
 # %% ../nbs/08_comparison.ipynb #dafba9e1
 def _claim_row(learner: str, claim: Claim, difference: Difference | None) -> dict[str, str]:
-    row = {"learner": learner, "claimed": f"{claim.gain:+.2f}", "by its test tasks": str(claim.gain_interval)}
+    row = {"learner": learner, "claimed": f"{100 * claim.gain:+.2f}", "by its test tasks": str(claim.gain_interval)}
     if difference is None:
         return row | {"ours": "not run yet", "95 % interval": "", "seeds": "0", "verdict": "", "one pair of ours": ""}
     return row | {
@@ -1091,7 +1100,7 @@ def plot_claims(
 def _plot_claim(axis: Axes, y: int, claimed: float, luck: Interval, ours: Difference | SpreadChange | None) -> None:
     axis.plot([100 * luck.low, 100 * luck.high], [y - 0.15] * 2, ":", color="black")
     axis.plot(
-        claimed,
+        100 * claimed,
         y - 0.15,
         "s:",
         color="black",
@@ -1131,20 +1140,20 @@ def answers(
 
 # %% ../nbs/08_comparison.ipynb #159b1cb0
 def _answer(learner: str, claim: Claim, difference: Difference | None, without: float) -> str:
-    told = f"{claim.gain:+.2f} points (one run without and one with, 105x105)"
+    told = f"{100 * claim.gain:+.2f} points (one run without and one with, 105x105)"
     if difference is None:
         return f"**{LEARNER_NAMES[learner]}: not run yet.** The claim is {told}."
     name = f"**{LEARNER_NAMES[learner]}: {difference.verdict}.**"
     mean, n = f"{100 * difference.mean:+.2f} points", len(difference.seeds)
     if n < LEAST_SEEDS:
         return f"{name} Over {n} seed{'s' * (n > 1)} the difference is {mean}, which says little of others. The claim is {told}."
-    inside = "within" if difference.interval.low <= claim.gain / 100 <= difference.interval.high else "outside"
-    least, most = (100 * end for end in difference.prediction_interval)
+    inside = "within" if difference.interval.low <= claim.gain <= difference.interval.high else "outside"
+    least, most = difference.prediction_interval
     usual = "not unusual" if least <= claim.gain <= most else "unusual"
     return (
         f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
         f"{difference.interval}). The claim, {told}, lies {inside} this interval. Of single pairs like ours nineteen in twenty "
-        f"would lie from {least:+.1f} to {most:+.1f} points, so for one pair the claim is {usual}."
+        f"would lie from {100 * least:+.1f} to {100 * most:+.1f} points, so for one pair at 28x28 a gain of that size is {usual}."
     )
 
 
@@ -1191,6 +1200,7 @@ def planned_runs(
         *(Run(*of, seed, "omniglot", threads=2) for of, seeds in ROUNDED.items() for seed in seeds),
         *runs(("maml",), controls, 5),
         *runs(both, pair, 3, size=105, test_tasks=200),
+        *runs(("eb",), ("standard", "separate"), 3, size=105, test_tasks=200),
         *runs(("maml",), pair, 2, size=105, test_tasks=200),
         *runs(one, pair, 5, tasks=8000),
     ]
