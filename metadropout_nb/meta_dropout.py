@@ -15,8 +15,8 @@ from torch import nn
 # %% ../nbs/02_meta_dropout.ipynb #df11fab3
 def draw_mask(
     shape: Sequence[int],  # shape of the mask
-    p: float,  # probability that an element is dropped
-    key: Sequence[int],  # non-negative numbers that decide the mask: equal keys, equal masks
+    p: float,  # probability that an element is dropped, from 0 to below 1
+    key: Sequence[int],  # numbers from 0 to below 2**32 that decide the mask: equal keys, equal masks
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,  # None: torch's default dtype
 ) -> torch.Tensor:  # 0 where dropped, `1 / (1 - p)` where kept
