@@ -112,6 +112,24 @@ def test_headings_get_the_anchors_that_pandoc_gives():
     assert identifiers(notebook) == ["fit-and-more-a-link", "again", "again-1"]
 
 
+def options(source: str) -> str:
+    "The `#|` lines of a cell that have a key, as Quarto hands them to its YAML parser. nbdev's directives have none."
+    lines = [line for line in source.splitlines() if line.startswith("#|")]
+    return "\n".join(line[2:].strip() for line in lines if ":" in line)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_options_of_every_cell_are_yaml(path):
+    for cell in code_cells(read(path)):
+        found = yaml.safe_load(options(cell.source)) or {}
+        assert all(isinstance(found.get(key, ""), str) for key in ("label", "fig-cap", "fig-alt")), cell.source
+
+
+def test_an_unquoted_colon_in_a_caption_is_no_yaml():
+    with pytest.raises(yaml.YAMLError):
+        yaml.safe_load(options("#| export\n#| label: fig-a\n#| fig-cap: Two things: one and another.\nplot()"))
+
+
 def pages(contents) -> list[str]:
     return [page for item in contents for page in ([item] if isinstance(item, str) else pages(item["contents"]))]
 
