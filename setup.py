@@ -22,7 +22,12 @@ class BuildWithCourse(build_py):
         if not self.editable_mode:
             for part in ("nbs", "results"):
                 target = Path(self.build_lib) / cfg["lib_name"] / "course" / part
-                shutil.copytree(root / part, target, ignore=shutil.ignore_patterns(".*", "_*"), dirs_exist_ok=True)
+                shutil.copytree(
+                    root / part,
+                    target,
+                    ignore=shutil.ignore_patterns(".*", "_*"),
+                    dirs_exist_ok=True,
+                )
 
 
 setup(

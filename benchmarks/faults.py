@@ -27,8 +27,20 @@ from metadropout_nb import comparison
 from metadropout_nb.comparison import Run, load_split, read_result, sweep, write_json
 
 OUT = Path(__file__).parents[1] / "results" / "guarantees" / "faults.json"
-TINY = {"size": 16, "n_way": 2, "n_query": 1, "tasks": 32, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
-RUNS = [Run(learner, "meta", seed, **TINY) for learner in ("proto", "eb", "original") for seed in (0, 1)]
+TINY = {
+    "size": 16,
+    "n_way": 2,
+    "n_query": 1,
+    "tasks": 32,
+    "test_tasks": 3,
+    "meta_batch": 2,
+    "test_query": 2,
+}
+RUNS = [
+    Run(learner, "meta", seed, **TINY)
+    for learner in ("proto", "eb", "original")
+    for seed in (0, 1)
+]
 
 
 def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
@@ -41,7 +53,13 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
     code, execute, replace, files = 1, comparison.execute, os.replace, count(1)
 
     def noted(run: Run, progress: bool, checkpoint: Path):
-        there = "finished" if (folder / f"{run.name}.json").exists() else "resumed" if checkpoint.exists() else "fresh"
+        there = (
+            "finished"
+            if (folder / f"{run.name}.json").exists()
+            else "resumed"
+            if checkpoint.exists()
+            else "fresh"
+        )
         with open(f"{folder}.begun", "a") as file:
             file.write(f"{there} {run.name}\n")
         return execute(run, progress, checkpoint)
@@ -53,7 +71,9 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
         replace(source, target)
 
     comparison.execute, os.replace = noted, halved
-    comparison.fit = partial(comparison.fit, checkpoint_every=8)  # not 100, so that runs can be tiny
+    comparison.fit = partial(
+        comparison.fit, checkpoint_every=8
+    )  # not 100, so that runs can be tiny
     try:
         sweep(runs, folder)
         code = 0
@@ -78,7 +98,11 @@ def killed(child: int, seconds: float = float("inf")) -> bool:
 
 def begun(folder: Path) -> Counter:
     file = Path(f"{folder}.begun")
-    return Counter(line.split()[0] for line in file.read_text().splitlines()) if file.exists() else Counter()
+    return (
+        Counter(line.split()[0] for line in file.read_text().splitlines())
+        if file.exists()
+        else Counter()
+    )
 
 
 def look(folder: Path) -> tuple[dict[str, dict], int]:
@@ -93,7 +117,10 @@ def look(folder: Path) -> tuple[dict[str, dict], int]:
 
 
 def without_seconds(results: dict[str, dict]) -> dict[str, dict]:
-    return {name: {key: value for key, value in one.items() if key != "seconds"} for name, one in results.items()}
+    return {
+        name: {key: value for key, value in one.items() if key != "seconds"}
+        for name, one in results.items()
+    }
 
 
 def compared(folder: Path, wanted: dict[str, dict]) -> dict[str, int]:
@@ -102,7 +129,9 @@ def compared(folder: Path, wanted: dict[str, dict]) -> dict[str, int]:
     told, right = without_seconds(found), without_seconds(wanted)
     return {
         "results": len(found),
-        "results that differ": sum(told.get(name) != one for name, one in right.items()),
+        "results that differ": sum(
+            told.get(name) != one for name, one in right.items()
+        ),
         "half files": half,
         "executions": begun(folder).total(),
         "executions of a finished run": begun(folder)["finished"],
@@ -110,7 +139,14 @@ def compared(folder: Path, wanted: dict[str, dict]) -> dict[str, int]:
     }
 
 
-def kill_sweeps(place: Path, runs: list[Run], kills: int, wanted: dict[str, dict], longest: float, rng: random.Random):
+def kill_sweeps(
+    place: Path,
+    runs: list[Run],
+    kills: int,
+    wanted: dict[str, dict],
+    longest: float,
+    rng: random.Random,
+):
     "Sweep after sweep, until there were so many kills."
     total, done = Counter(), 0
     while done < kills:
@@ -126,7 +162,9 @@ def kill_sweeps(place: Path, runs: list[Run], kills: int, wanted: dict[str, dict
             total["kills with a half-written file"] += again and aimed
             after, half = look(folder)
             total["half files"] += half
-            total["finished runs lost"] += sum(after.get(name) != one for name, one in before.items())
+            total["finished runs lost"] += sum(
+                after.get(name) != one for name, one in before.items()
+            )
             before = after
         total["sweeps"] += 1
         total["runs that went on from a checkpoint"] += begun(folder)["resumed"]
@@ -135,7 +173,14 @@ def kill_sweeps(place: Path, runs: list[Run], kills: int, wanted: dict[str, dict
     return {"kills": done} | dict(total)
 
 
-def race(place: Path, runs: list[Run], rounds: int, wanted: dict[str, dict], longest: float, rng: random.Random):
+def race(
+    place: Path,
+    runs: list[Run],
+    rounds: int,
+    wanted: dict[str, dict],
+    longest: float,
+    rng: random.Random,
+):
     "Two sweeps on one folder: both to the end, or one of them killed on the way."
     found = {}
     for kind in ("left alone", "one killed"):
@@ -144,7 +189,9 @@ def race(place: Path, runs: list[Run], rounds: int, wanted: dict[str, dict], lon
             folder = place / f"{kind} {i}"
             folder.mkdir()
             first, second = start(folder, runs), start(folder, runs)
-            total["killed"] += killed(first, rng.uniform(0, longest) if kind == "one killed" else float("inf"))
+            total["killed"] += killed(
+                first, rng.uniform(0, longest) if kind == "one killed" else float("inf")
+            )
             killed(second)
             total.update(compared(folder, wanted))
         found[kind] = dict(total)
@@ -153,10 +200,17 @@ def race(place: Path, runs: list[Run], rounds: int, wanted: dict[str, dict], lon
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=len(RUNS), help="of a sweep")
-    parser.add_argument("--rounds", type=int, default=3, help="of two sweeps at once, left alone and with one killed")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="of two sweeps at once, left alone and with one killed",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, default=OUT)
     words = parser.parse_args()
@@ -170,9 +224,17 @@ def main() -> None:
         killed(start(place / "whole", runs))
         wanted, _ = look(place / "whole")
         a_run = (monotonic() - begin) / len(runs)
-        report = {"torch": torch.__version__, "runs a sweep": len(runs), "seed": words.seed}
-        report["killed"] = kill_sweeps(place, runs, words.kills, wanted, 1.5 * a_run, rng)
-        report["two sweeps on one folder"] = race(place, runs, words.rounds, wanted, len(runs) * a_run / 2, rng)
+        report = {
+            "torch": torch.__version__,
+            "runs a sweep": len(runs),
+            "seed": words.seed,
+        }
+        report["killed"] = kill_sweeps(
+            place, runs, words.kills, wanted, 1.5 * a_run, rng
+        )
+        report["two sweeps on one folder"] = race(
+            place, runs, words.rounds, wanted, len(runs) * a_run / 2, rng
+        )
     words.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(words.out, report)
 

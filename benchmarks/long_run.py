@@ -27,29 +27,55 @@ A_TURN = 250  # tasks
 
 def turn(number: int, folder: Path) -> None:
     "Train and test a learner of the smallest kind."
-    learner = list(LEARNERS.values())[number % len(LEARNERS)](num_classes=2, image_size=16, dropout="meta")
+    learner = list(LEARNERS.values())[number % len(LEARNERS)](
+        num_classes=2, image_size=16, dropout="meta"
+    )
     train, test = load_split("glyphs", 16)
     checkpoint = folder / f"{number}.checkpoint"
-    fit(learner, TaskSampler(train, 2, 1, 1, seed=number), A_TURN, 10, chunk=10, seed=number, checkpoint=checkpoint)
+    fit(
+        learner,
+        TaskSampler(train, 2, 1, 1, seed=number),
+        A_TURN,
+        10,
+        chunk=10,
+        seed=number,
+        checkpoint=checkpoint,
+    )
     evaluate(learner, TaskSampler(test, 2, 1, 1).sample(10), chunk=10)
     checkpoint.unlink()
 
 
 def sample() -> dict[str, float]:
     status = Path("/proc/self/status").read_text()
-    resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
-    return {"rss_mb": resident, "files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count()}
+    resident = (
+        int(
+            next(
+                line for line in status.splitlines() if line.startswith("VmRSS")
+            ).split()[1]
+        )
+        / 1024
+    )
+    return {
+        "rss_mb": resident,
+        "files": len(os.listdir("/proc/self/fd")),
+        "threads": threading.active_count(),
+    }
 
 
 def growth(samples: list[dict[str, float]], name: str) -> float:
     "Percent, of the last fifth over the second."
     fifth = max(1, len(samples) // 5)
-    early, late = (statistics.median(s[name] for s in part) for part in (samples[fifth : 2 * fifth], samples[-fifth:]))
+    early, late = (
+        statistics.median(s[name] for s in part)
+        for part in (samples[fifth : 2 * fifth], samples[-fifth:])
+    )
     return 100 * (late / early - 1)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tasks", type=int, default=50_000)
     parser.add_argument("--out", type=Path, default=OUT)
     words = parser.parse_args()
@@ -62,8 +88,15 @@ def main() -> None:
             samples.append({"tasks": (number + 1) * A_TURN} | sample())
             if number % 20 == 0:
                 print(samples[-1], flush=True)
-    report = {"torch": torch.__version__, "tasks": words.tasks, "tasks_a_turn": A_TURN, "learners": list(LEARNERS)}
-    report["growth_percent"] = {name: growth(samples, name) for name in ("rss_mb", "files", "threads")}
+    report = {
+        "torch": torch.__version__,
+        "tasks": words.tasks,
+        "tasks_a_turn": A_TURN,
+        "learners": list(LEARNERS),
+    }
+    report["growth_percent"] = {
+        name: growth(samples, name) for name in ("rss_mb", "files", "threads")
+    }
     print(json.dumps(report))
     words.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(words.out, report | {"samples": samples})

@@ -23,7 +23,9 @@ class Conv4(nn.Module):
 
     def __init__(self, image_size: int, embedding_dim: int = 64):
         super().__init__()
-        self.convs = nn.ModuleList([nn.Conv2d(64 if i else 1, 64, 3, padding=1) for i in range(4)])
+        self.convs = nn.ModuleList(
+            [nn.Conv2d(64 if i else 1, 64, 3, padding=1) for i in range(4)]
+        )
         self.norms = nn.ModuleList([nn.BatchNorm2d(64) for _ in range(4)])
         self.linear = nn.Linear(64 * (image_size // 16) ** 2, embedding_dim)
 
@@ -41,16 +43,24 @@ class Reference(nn.Module):
         super().__init__()
         self.learner = learner.__class__
         self.num_classes, self.size = learner.num_classes, learner.network.image_size
-        self.rates = [site.p if site.dropout != "none" else 0.0 for site in learner.network.sites]
+        self.rates = [
+            site.p if site.dropout != "none" else 0.0 for site in learner.network.sites
+        ]
         self.network = Conv4(self.size).to(learner.network.linear.weight)
         self.network.linear.load_state_dict(learner.network.linear.state_dict())
         for i, block in enumerate(learner.network.blocks):
-            plain = {name: tensor.contiguous() for name, tensor in block.conv.state_dict().items()}
+            plain = {
+                name: tensor.contiguous()
+                for name, tensor in block.conv.state_dict().items()
+            }
             self.network.convs[i].load_state_dict(plain)
             self.network.norms[i].load_state_dict(block.norm.state_dict())
         if isinstance(learner, MAML):
             self.head = deepcopy(learner.head)
-            self.inner_lr, self.inner_steps = float(learner.inner_lr[0]), learner.inner_steps
+            self.inner_lr, self.inner_steps = (
+                float(learner.inner_lr[0]),
+                learner.inner_steps,
+            )
             self.first_order = learner.first_order
         elif not isinstance(learner, PrototypicalNetwork):
             self.meta_learner = deepcopy(learner.meta_learner)
@@ -60,14 +70,18 @@ class Reference(nn.Module):
         for conv, norm in zip(self.network.convs, self.network.norms, strict=True):
             yield from (*conv.parameters(), *norm.parameters())
         yield from self.network.linear.parameters()
-        yield from getattr(self, "head", getattr(self, "meta_learner", nn.Module())).parameters()
+        yield from getattr(
+            self, "head", getattr(self, "meta_learner", nn.Module())
+        ).parameters()
 
     def draw_masks(self) -> Masks:
         "New masks for the next task, by torch's own generator."
         sizes = [self.size // 2**i for i in range(4)]
         weight = self.network.linear.weight
         return [
-            None if p == 0 or not self.training else torch.empty(1, 64, n, n).bernoulli_(1 - p).to(weight) / (1 - p)
+            None
+            if p == 0 or not self.training
+            else torch.empty(1, 64, n, n).bernoulli_(1 - p).to(weight) / (1 - p)
             for p, n in zip(self.rates, sizes, strict=True)
         ]
 
@@ -80,20 +94,31 @@ class Reference(nn.Module):
             return -(query[:, None] - prototypes).square().sum(-1)
         return self.meta_learner(support, support_y, query)
 
-    def adapt_and_classify(self, support_x, support_y, query_x, masks: Masks) -> torch.Tensor:
+    def adapt_and_classify(
+        self, support_x, support_y, query_x, masks: Masks
+    ) -> torch.Tensor:
         "Batch statistics in every pass, as public code mostly has it: the query samples see each other."
-        fast = {**dict(self.network.named_parameters()), **{f"head.{k}": v for k, v in self.head.named_parameters()}}
+        fast = {
+            **dict(self.network.named_parameters()),
+            **{f"head.{k}": v for k, v in self.head.named_parameters()},
+        }
 
         def classify(fast, x):
             body = {name: p for name, p in fast.items() if not name.startswith("head.")}
-            return F.linear(functional_call(self.network, body, (x, masks)), fast["head.weight"], fast["head.bias"])
+            return F.linear(
+                functional_call(self.network, body, (x, masks)),
+                fast["head.weight"],
+                fast["head.bias"],
+            )
 
         second_order = self.training and not self.first_order
         self.network.train()
         with torch.enable_grad():
             for _ in range(self.inner_steps):
                 loss = F.cross_entropy(classify(fast, support_x), support_y)
-                gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=second_order)
+                gradients = torch.autograd.grad(
+                    loss, list(fast.values()), create_graph=second_order
+                )
                 fast = {
                     name: p - self.inner_lr * gradient
                     for (name, p), gradient in zip(fast.items(), gradients, strict=True)
@@ -101,7 +126,9 @@ class Reference(nn.Module):
         return classify(fast, query_x)
 
 
-def train(reference: Reference, sampler: TaskSampler, n_tasks: int, meta_batch: int) -> None:
+def train(
+    reference: Reference, sampler: TaskSampler, n_tasks: int, meta_batch: int
+) -> None:
     "As the textbook has it."
     optimizer = torch.optim.Adam(reference.parameters(), lr=1e-3)
     reference.train()
@@ -110,7 +137,9 @@ def train(reference: Reference, sampler: TaskSampler, n_tasks: int, meta_batch: 
         optimizer.zero_grad()
         for i in range(len(tasks)):
             task = tasks[i]
-            logits = reference(task.support_x, task.support_y, task.query_x, reference.draw_masks())
+            logits = reference(
+                task.support_x, task.support_y, task.query_x, reference.draw_masks()
+            )
             (F.cross_entropy(logits, task.query_y) / len(tasks)).backward()
         nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
@@ -123,6 +152,8 @@ def test(reference: Reference, tasks: TaskBatch) -> Sequence[float]:
     found = []
     for i in range(len(tasks)):
         task = tasks[i]
-        logits = reference(task.support_x, task.support_y, task.query_x, reference.draw_masks())
+        logits = reference(
+            task.support_x, task.support_y, task.query_x, reference.draw_masks()
+        )
         found.append(float((logits.argmax(-1) == task.query_y).float().mean()))
     return found

@@ -30,7 +30,14 @@ from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.training import evaluate, fit, keep_memory
 
 OUT = Path(__file__).parents[1] / "results" / "speed" / "benchmark.json"
-DEFAULTS = {"way": 5, "shot": 1, "query": 5, "inner_steps": 5, "chunk": 1, "meta_batch": 4}
+DEFAULTS = {
+    "way": 5,
+    "shot": 1,
+    "query": 5,
+    "inner_steps": 5,
+    "chunk": 1,
+    "meta_batch": 4,
+}
 
 
 def build(learner: str, size: int, way: int, inner_steps: int):
@@ -39,7 +46,16 @@ def build(learner: str, size: int, way: int, inner_steps: int):
     return LEARNERS[learner](num_classes=way, image_size=size, dropout="meta", **more)
 
 
-def measure(side: str, what: str, learner: str, size: int, threads: int, keep: bool, seconds: float, **task) -> dict:
+def measure(
+    side: str,
+    what: str,
+    learner: str,
+    size: int,
+    threads: int,
+    keep: bool,
+    seconds: float,
+    **task,
+) -> dict:
     "In this very process: tasks per second after a warm-up, and the peak of the resident set."
     torch.set_num_threads(threads)
     if keep:
@@ -71,12 +87,22 @@ def measure(side: str, what: str, learner: str, size: int, threads: int, keep: b
 def peak_memory() -> float:
     "Largest resident set of this process so far, in MB. (Linux's ru_maxrss begins with that of the parent process.)"
     status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+    return (
+        int(
+            next(
+                line for line in status.splitlines() if line.startswith("VmHWM")
+            ).split()[1]
+        )
+        / 1024
+    )
 
 
 def in_a_process(**words) -> dict:
     result = subprocess.run(
-        [sys.executable, __file__, "--measure", json.dumps(words)], capture_output=True, text=True, check=True
+        [sys.executable, __file__, "--measure", json.dumps(words)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(result.stdout)
 
@@ -102,7 +128,9 @@ def operations(learner: str, size: int) -> float:
     return counter.get_total_flops()
 
 
-def compare(learner: str, size: int, what: str, threads: int, rounds: int, seconds: float) -> dict:
+def compare(
+    learner: str, size: int, what: str, threads: int, rounds: int, seconds: float
+) -> dict:
     "Reference and ours in turn, as run and in the same environment."
     found = {}
     for name, keeps in (("as run", False), ("same environment", True)):
@@ -110,13 +138,28 @@ def compare(learner: str, size: int, what: str, threads: int, rounds: int, secon
         for _ in range(rounds):
             for side, results in sides.items():
                 keep = keeps or side == "ours"
-                words = {"side": side, "what": what, "learner": learner, "size": size, "threads": threads}
+                words = {
+                    "side": side,
+                    "what": what,
+                    "learner": learner,
+                    "size": size,
+                    "threads": threads,
+                }
                 results.append(in_a_process(**words, keep=keep, seconds=seconds))
-        rates = {side: [one["tasks_per_second"] for one in results] for side, results in sides.items()}
+        rates = {
+            side: [one["tasks_per_second"] for one in results]
+            for side, results in sides.items()
+        }
         found[name] = {
-            "ratio": statistics.median(o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)),
-            "ratios": [o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)],
-            "tasks_per_second": {side: statistics.median(values) for side, values in rates.items()},
+            "ratio": statistics.median(
+                o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)
+            ),
+            "ratios": [
+                o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)
+            ],
+            "tasks_per_second": {
+                side: statistics.median(values) for side, values in rates.items()
+            },
         }
     return found
 
@@ -127,9 +170,22 @@ def memory(learners: list[str], sizes: list[int], threads: int) -> list[dict]:
     for size in sizes:
         for learner in learners:
             for side in ("reference", "ours"):
-                words = {"side": side, "what": "train", "learner": learner, "size": size, "threads": threads}
+                words = {
+                    "side": side,
+                    "what": "train",
+                    "learner": learner,
+                    "size": size,
+                    "threads": threads,
+                }
                 result = in_a_process(**words, keep=side == "ours", seconds=0)
-                found.append({"learner": learner, "size": size, "side": side, "peak_mb": result["peak_mb"]})
+                found.append(
+                    {
+                        "learner": learner,
+                        "size": size,
+                        "side": side,
+                        "peak_mb": result["peak_mb"],
+                    }
+                )
                 print(found[-1], flush=True)
     return found
 
@@ -150,7 +206,13 @@ def growth(threads: int, seconds: float) -> list[dict]:
     for name, values in GROWTH.items():
         learner = "maml" if name == "inner_steps" else "original"
         for value in values:
-            words = {"side": "ours", "what": "train", "learner": learner, "size": 28, "threads": threads}
+            words = {
+                "side": "ours",
+                "what": "train",
+                "learner": learner,
+                "size": 28,
+                "threads": threads,
+            }
             words |= {"meta_batch": 16 if name == "chunk" else 4, name: value}
             result = in_a_process(**words, keep=True, seconds=seconds)
             found.append({"what": name, "value": value, "learner": learner} | result)
@@ -159,14 +221,25 @@ def growth(threads: int, seconds: float) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS)
+    parser.add_argument(
+        "--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS
+    )
     parser.add_argument("--sizes", nargs="+", type=int, default=[28, 105])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="a measurement, at least")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="a measurement, at least"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", default=["speed", "memory", "growth"], help="the others stay as stored")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["speed", "memory", "growth"],
+        help="the others stay as stored",
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     words = parser.parse_args()
     if words.measure:
@@ -180,12 +253,17 @@ def main() -> None:
         for size in words.sizes:
             for learner in words.learners:
                 for what in ("train", "test"):
-                    found = compare(learner, size, what, words.threads, words.rounds, words.seconds)
+                    found = compare(
+                        learner, size, what, words.threads, words.rounds, words.seconds
+                    )
                     found |= {"learner": learner, "size": size, "what": what}
                     if what == "train":
                         found["flops"] = operations(learner, size)
                     report["comparisons"].append(found)
-                    ratios = {kind: round(found[kind]["ratio"], 2) for kind in ("as run", "same environment")}
+                    ratios = {
+                        kind: round(found[kind]["ratio"], 2)
+                        for kind in ("as run", "same environment")
+                    }
                     print(learner, size, what, ratios, flush=True)
                     write_json(words.out, report)
     if "memory" in words.only:

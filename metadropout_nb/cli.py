@@ -61,10 +61,14 @@ def _clear_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        Console(stderr=True, markup=False).print(Text("Error:", "bold red"), error, highlight=False)
+        Console(stderr=True, markup=False).print(
+            Text("Error:", "bold red"), error, highlight=False
+        )
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. What was finished is kept: the same command goes on from there.")
+        Console(stderr=True).print(
+            "Interrupted. What was finished is kept: the same command goes on from there."
+        )
         raise typer.Exit(130) from None
 
 # %% ../nbs/cli.ipynb #1e34bfcb
@@ -72,7 +76,9 @@ LearnerName = Enum("LearnerName", {name: name for name in LEARNERS}, type=str)
 Arm = Enum("Arm", {name: name for name in ARMS}, type=str)
 DataName = Enum("DataName", {name: name for name in DATA}, type=str)
 
-CORES = max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))  # that this process may use
+CORES = max(
+    1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+)  # that this process may use
 Data = Annotated[
     DataName,
     typer.Option(
@@ -81,27 +87,45 @@ Data = Annotated[
 ]
 Size = Annotated[int, typer.Option(min=16, help="Pixels a side.")]
 Tasks = Annotated[int, typer.Option(min=1, help="Training tasks.")]
-TestTasks = Annotated[int, typer.Option(min=2, help="Frozen test tasks, the same for every run.")]
+TestTasks = Annotated[
+    int, typer.Option(min=2, help="Frozen test tasks, the same for every run.")
+]
 Threads = Annotated[int, typer.Option(min=1, help="Threads a run.")]
 
 # %% ../nbs/cli.ipynb #09aa80da
 @app.command()
 def compare(
-    learner: Annotated[list[LearnerName], typer.Option(help="Give it again for several.")] = ("original",),
-    arm: Annotated[list[Arm], typer.Option(help="Give it again for several.")] = ("none", "meta"),
-    seeds: Annotated[int, typer.Option(min=1, help="3 means the seeds 0, 1 and 2.")] = 3,
+    learner: Annotated[
+        list[LearnerName], typer.Option(help="Give it again for several.")
+    ] = ("original",),
+    arm: Annotated[list[Arm], typer.Option(help="Give it again for several.")] = (
+        "none",
+        "meta",
+    ),
+    seeds: Annotated[
+        int, typer.Option(min=1, help="3 means the seeds 0, 1 and 2.")
+    ] = 3,
     data: Data = DataName.glyphs,
     size: Size = 28,
     tasks: Tasks = 200,
     test_tasks: TestTasks = 100,
-    out: Annotated[Path, typer.Option(help="Folder of the results: one JSON file a finished run.")] = Path("runs"),
+    out: Annotated[
+        Path, typer.Option(help="Folder of the results: one JSON file a finished run.")
+    ] = Path("runs"),
     jobs: Annotated[int, typer.Option(min=1, help="Processes at a time.")] = CORES,
     threads: Threads = 1,
     from_: Annotated[
-        Path | None, typer.Option("--from", help="Train nothing: every table and figure from this folder.")
+        Path | None,
+        typer.Option(
+            "--from", help="Train nothing: every table and figure from this folder."
+        ),
     ] = None,
     planned: Annotated[
-        bool, typer.Option("--planned", help="What is missing of the course's own experiment, whatever else is asked.")
+        bool,
+        typer.Option(
+            "--planned",
+            help="What is missing of the course's own experiment, whatever else is asked.",
+        ),
     ] = False,
 ) -> None:
     """Train learners in several arms of dropout and compare them on the same test tasks.
@@ -119,20 +143,41 @@ def compare(
             results = load_results(from_)
         else:
             runs = [
-                Run(name.value, one.value, seed, data.value, size, tasks=tasks, test_tasks=test_tasks, threads=threads)
+                Run(
+                    name.value,
+                    one.value,
+                    seed,
+                    data.value,
+                    size,
+                    tasks=tasks,
+                    test_tasks=test_tasks,
+                    threads=threads,
+                )
                 for seed in range(seeds)
                 for name in learner
                 for one in arm
             ]
             if planned:
-                runs = planned_runs(load_results(out) if any(out.glob("*.json")) else ())
+                runs = planned_runs(
+                    load_results(out) if any(out.glob("*.json")) else ()
+                )
             results = sweep(runs, out, jobs, progress=True)
         everything = bool(from_) or planned
-        figures = [name for one in compare_all(results).values() for name in _show(one, folder, everything)]
-    told = f"figure {figures[0]} is" if len(figures) == 1 else f"{len(figures)} figures ({figures[0]}, ...) are"
+        figures = [
+            name
+            for one in compare_all(results).values()
+            for name in _show(one, folder, everything)
+        ]
+    told = (
+        f"figure {figures[0]} is"
+        if len(figures) == 1
+        else f"{len(figures)} figures ({figures[0]}, ...) are"
+    )
     console.print(f"{len(results)} result files were read; the {told} in {folder}/")
     if not everything:
-        console.print(f"Intervals, spread over tasks and more: metadropout compare --from {folder}")
+        console.print(
+            f"Intervals, spread over tasks and more: metadropout compare --from {folder}"
+        )
 
 # %% ../nbs/cli.ipynb #95e42c20
 def _show(comparison: Comparison, folder: Path, everything: bool) -> list[str]:
@@ -141,7 +186,10 @@ def _show(comparison: Comparison, folder: Path, everything: bool) -> list[str]:
     for title, rows in list(comparison.tables().items())[: None if everything else 2]:
         _print_table(title, rows)
     figures = comparison.figures() if everything else {"comparison": comparison.plot()}
-    names = {f"{name}-{comparison.protocol.slug}.png": figure for name, figure in figures.items()}
+    names = {
+        f"{name}-{comparison.protocol.slug}.png": figure
+        for name, figure in figures.items()
+    }
     for name, figure in names.items():
         figure.savefig(folder / name, dpi=150)
     return list(names)
@@ -175,7 +223,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the trained learner.")],
     learner: Annotated[LearnerName, typer.Option()] = LearnerName.original,
     arm: Annotated[Arm, typer.Option()] = Arm.meta,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, training tasks and masks.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of weights, training tasks and masks.")
+    ] = 0,
     data: Data = DataName.glyphs,
     size: Size = 28,
     tasks: Tasks = 200,
@@ -186,7 +236,15 @@ def train(
     Several processes share out each meta-batch: `torchrun --nproc-per-node 2 -m metadropout_nb.cli train --out made`
     """
     with _clear_errors(), _processes() as first:
-        run = Run(learner.value, arm.value, seed, data.value, size, tasks=tasks, threads=threads)
+        run = Run(
+            learner.value,
+            arm.value,
+            seed,
+            data.value,
+            size,
+            tasks=tasks,
+            threads=threads,
+        )
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.safetensors"
         trained, history = train_learner(run, progress=first, checkpoint=checkpoint)
@@ -194,12 +252,16 @@ def train(
             console.print(history)
             save_learner(trained, run, out)
             checkpoint.unlink()
-            console.print(f"The learner is in {out}/: test it with `metadropout evaluate {out}`")
+            console.print(
+                f"The learner is in {out}/: test it with `metadropout evaluate {out}`"
+            )
 
 # %% ../nbs/cli.ipynb #c54fa495
 @app.command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Where `metadropout train` left the learner.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Where `metadropout train` left the learner.")
+    ],
     test_tasks: TestTasks = 200,
 ) -> None:
     "Test a saved learner on the frozen test tasks of the data it was trained for."
@@ -209,37 +271,61 @@ def evaluate(
         report = evaluate_learner(learner, frozen_tasks(run, test_tasks), progress=True)
         _print_table("On the frozen test tasks", Rows([report.rows()]))
         result = folder / "evaluation.json"
-        write_json(result, {"accuracies": report.accuracies.tolist(), "losses": report.losses.tolist()})
+        write_json(
+            result,
+            {
+                "accuracies": report.accuracies.tolist(),
+                "losses": report.losses.tolist(),
+            },
+        )
     console.print(f"Accuracy and loss of each test task are in {result}")
 
 # %% ../nbs/cli.ipynb #b01ce57a
 @app.command()
 def notebooks(
-    folder: Annotated[Path, typer.Argument(help="Where the copy goes.")] = Path("metadropout-course"),
-    open_: Annotated[bool, typer.Option("--open/--no-open", help="Open the copy in JupyterLab.")] = True,
+    folder: Annotated[Path, typer.Argument(help="Where the copy goes.")] = Path(
+        "metadropout-course"
+    ),
+    open_: Annotated[
+        bool, typer.Option("--open/--no-open", help="Open the copy in JupyterLab.")
+    ] = True,
 ) -> None:
     "Copy the course to a folder of yours, never over your own work, and open it in JupyterLab."
     with _clear_errors():
         if open_ and not find_spec("jupyterlab"):
-            raise FileNotFoundError("JupyterLab is not installed: `pip install jupyterlab`, or call with --no-open")
+            raise FileNotFoundError(
+                "JupyterLab is not installed: `pip install jupyterlab`, or call with --no-open"
+            )
         copied, kept = _copy_course(folder)
     console.print(f"Files copied to {folder}/: {copied}")
     if kept:
-        console.print(f"Yours differ and were kept: {', '.join(kept)}. Move one away to get it anew.")
+        console.print(
+            f"Yours differ and were kept: {', '.join(kept)}. Move one away to get it anew."
+        )
     if open_:
-        raise typer.Exit(subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "nbs")]))
+        raise typer.Exit(
+            subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "nbs")])
+        )
 
 # %% ../nbs/cli.ipynb #8dcc1ada
-def _copy_course(folder: Path) -> tuple[int, list[str]]:  # how many files were copied, and which differ
+def _copy_course(
+    folder: Path,
+) -> tuple[int, list[str]]:  # how many files were copied, and which differ
     "Copy what is not there yet: the chapters, and the results that they read."
     package = Path(__file__).resolve().parent
-    source = package / "course"  # in an installed package; in a checkout the chapters are one level up
+    source = (
+        package / "course"
+    )  # in an installed package; in a checkout the chapters are one level up
     source = source if source.is_dir() else package.parent
     copied, kept = 0, []
-    for path in sorted(path for part in ("nbs", "results") for path in (source / part).rglob("*")):
+    for path in sorted(
+        path for part in ("nbs", "results") for path in (source / part).rglob("*")
+    ):
         relative = path.relative_to(source)
         target = folder / relative
-        if path.suffix not in COURSE_FILES or any(part.startswith((".", "_")) for part in relative.parts):
+        if path.suffix not in COURSE_FILES or any(
+            part.startswith((".", "_")) for part in relative.parts
+        ):
             continue
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -255,5 +341,7 @@ def _copy_course(folder: Path) -> tuple[int, list[str]]:  # how many files were 
 COURSE_FILES = (".ipynb", ".json", ".bib", ".png", ".svg")
 
 # %% ../nbs/cli.ipynb #0756c756
-if __name__ == "__main__" and "__file__" in globals():  # as `python -m metadropout_nb.cli`, not as a cell
+if (
+    __name__ == "__main__" and "__file__" in globals()
+):  # as `python -m metadropout_nb.cli`, not as a cell
     app()

@@ -25,7 +25,13 @@ BLUE, ORANGE, GREEN, SKY, PINK, YELLOW, GRAY = (
 )
 
 # %% ../nbs/style.ipynb #37bead3e
-ARM_COLORS = {"none": SKY, "standard": YELLOW, "meta": ORANGE, "separate": GREEN, "support": PINK}
+ARM_COLORS = {
+    "none": SKY,
+    "standard": YELLOW,
+    "meta": ORANGE,
+    "separate": GREEN,
+    "support": PINK,
+}
 LEARNER_COLORS = {"proto": BLUE, "eb": GREEN, "original": ORANGE, "maml": PINK}
 SET_COLORS = {"support": SKY, "query": BLUE}
 
@@ -40,8 +46,12 @@ def start_figure(
     rows: int = 1,
     columns: int = 1,
     **settings: Any,  # further arguments of `plt.subplots`: `sharey`, `width_ratios`, ...
-) -> tuple[Figure, Any]:  # the figure, closed, so that a notebook shows it once; and its axes, or an array of them
+) -> tuple[
+    Figure, Any
+]:  # the figure, closed, so that a notebook shows it once; and its axes, or an array of them
     "A figure to draw in."
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", **settings)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", **settings
+    )
     plt.close(figure)
     return figure, axes

@@ -15,7 +15,9 @@ from metadropout_nb import omniglot
 from metadropout_nb.omniglot import Characters, glyphs
 from metadropout_nb.tasks import TaskBatch, TaskSampler
 
-settings.register_profile("same every time", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.register_profile(
+    "same every time", derandomize=True, database=None, deadline=None, max_examples=60
+)
 settings.load_profile("same every time")
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +70,9 @@ def read_only():
     "A folder that everybody may read and nobody may write in, not even root, who becomes somebody else for the test."
     if not hasattr(os, "geteuid"):
         pytest.skip("folders cannot be locked by their mode here")
-    with tempfile.TemporaryDirectory() as name:  # not `tmp_path`, whose parents are closed to others
+    with (
+        tempfile.TemporaryDirectory() as name
+    ):  # not `tmp_path`, whose parents are closed to others
         Path(name).chmod(0o555)
         root = os.geteuid() == 0
         if root:
@@ -84,7 +88,16 @@ def read_only():
 @pytest.fixture(scope="module")
 def browser():
     "A real browser without a window: the machine's own Chromium or Chrome."
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    path = next(
+        filter(
+            None,
+            map(
+                shutil.which,
+                ("chromium", "chromium-browser", "google-chrome", "chrome"),
+            ),
+        ),
+        None,
+    )
     if path is None:
         pytest.skip("no Chromium or Chrome on the PATH")
     with sync_playwright() as playwright:

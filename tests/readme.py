@@ -16,9 +16,13 @@ class HideDirectives(Preprocessor):
 
     def preprocess_cell(self, cell, resources, index):
         if cell.cell_type == "code":
-            resources.setdefault("alt", []).extend(re.findall(r'^#\| fig-alt: "(.*)"$', cell.source, flags=re.M))
+            resources.setdefault("alt", []).extend(
+                re.findall(r'^#\| fig-alt: "(.*)"$', cell.source, flags=re.M)
+            )
             hidden = "#| echo: false" in cell.source
-            cell.source = "" if hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+            cell.source = (
+                "" if hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)
+            )
         return cell, resources
 
 

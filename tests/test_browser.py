@@ -26,7 +26,15 @@ THEMES = """
   code { overflow-wrap: break-word; }
   .anchor-link, .prompt { display: none; }
 """
-RULES = ["color-contrast", "image-alt", "svg-img-alt", "role-img-alt", "input-image-alt", "area-alt", "object-alt"]
+RULES = [
+    "color-contrast",
+    "image-alt",
+    "svg-img-alt",
+    "role-img-alt",
+    "input-image-alt",
+    "area-alt",
+    "object-alt",
+]
 TOO_WIDE = """() => [...document.body.querySelectorAll("*")].filter(element => {
     for (let box = element.parentElement; box; box = box.parentElement)
         if (box !== document.body && getComputedStyle(box).overflowX !== "visible") return false;
@@ -41,7 +49,9 @@ def page_of(notebook) -> str:
         for output in cell.outputs:
             if alt and "image/png" in output.get("data", {}):
                 output.metadata["image/png"] = {"alt": alt[1].strip('"')}
-    body, _ = HTMLExporter(template_name="basic", exclude_input=True).from_notebook_node(notebook)
+    body, _ = HTMLExporter(
+        template_name="basic", exclude_input=True
+    ).from_notebook_node(notebook)
     body = body.replace('alt="No description has been provided for this image"', "")
     rules = re.sub(r"^//.*$", "", (NBS / "styles.scss").read_text(), flags=re.M)
     style = THEMES + rules.replace(".cell-output-display", ".output_area")
@@ -52,7 +62,9 @@ def page_of(notebook) -> str:
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 390, "height": 844})
-    page.route("http*://**", lambda route: route.abort())  # no network: what a page needs, it carries
+    page.route(
+        "http*://**", lambda route: route.abort()
+    )  # no network: what a page needs, it carries
     yield page
     page.close()
 
@@ -61,16 +73,22 @@ def problems(page, html) -> list[str]:
     found: list[str] = []
     page.on("pageerror", lambda error: found.append(f"script error: {error}"))
     page.set_content(html, wait_until="load")
-    broken = (
-        "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.outerHTML.slice(0, 200))"
-    )
+    broken = "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.outerHTML.slice(0, 200))"
     found += [f"missing image: {image}" for image in page.evaluate(broken)]
-    found += [f"wider than the screen: {element}" for element in page.evaluate(TOO_WIDE)]
+    found += [
+        f"wider than the screen: {element}" for element in page.evaluate(TOO_WIDE)
+    ]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        options = {"runOnly": {"type": "rule", "values": RULES}, "resultTypes": ["violations"]}
+        options = {
+            "runOnly": {"type": "rule", "values": RULES},
+            "resultTypes": ["violations"],
+        }
         for violation in Axe().run(page, options=options).response["violations"]:
-            found += [f"{violation['id']} ({scheme}): {node['html'][:200]}" for node in violation["nodes"]]
+            found += [
+                f"{violation['id']} ({scheme}): {node['html'][:200]}"
+                for node in violation["nodes"]
+            ]
     return found
 
 
@@ -87,11 +105,17 @@ def test_a_chapter_in_the_browser(page, path):
         ('<div style="width: 500px">wide</div>', "wider than the screen"),
         ('<p style="color: #ccc">pale</p>', "color-contrast (light)"),
         ('<p style="color: #333">dim</p>', "color-contrast (dark)"),
-        ('<img src="data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 width=%229%22 />">', "image-alt"),
+        (
+            '<img src="data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 width=%229%22 />">',
+            "image-alt",
+        ),
     ],
 )
 def test_every_kind_of_problem_is_found(page, html, fault):
-    found = problems(page, f"<!doctype html><html><head><style>{THEMES}</style></head><body>{html}</body></html>")
+    found = problems(
+        page,
+        f"<!doctype html><html><head><style>{THEMES}</style></head><body>{html}</body></html>",
+    )
     assert any(fault in problem for problem in found), found
 
 
@@ -100,17 +124,29 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini")
     git_url = settings["DEFAULT"]["git_url"]
-    source = f'<a class="toc-action" href="{git_url}/blob/main/nbs/01_tasks.ipynb">View source</a>'
+    source = f'<a class="toc-action" href="{git_url}/blob/main/nbs/02_tasks.ipynb">View source</a>'
     script = (NBS / "chapter_links.html").read_text()
-    page.set_content(f'<header id="title-block-header"></header><div class="cell"></div>{source}{script}')
+    page.set_content(
+        f'<header id="title-block-header"></header><div class="cell"></div>{source}{script}'
+    )
     colab, download = page.locator(".chapter-links > a").all()
     where = git_url.removeprefix("https://github.com")
     assert (
-        colab.get_attribute("href") == f"https://colab.research.google.com/github{where}/blob/main/nbs/01_tasks.ipynb"
+        colab.get_attribute("href")
+        == f"https://colab.research.google.com/github{where}/blob/main/nbs/02_tasks.ipynb"
     )
-    assert download.get_attribute("href") == "01_tasks.ipynb" and download.get_attribute("download") == ""
+    assert (
+        download.get_attribute("href") == "02_tasks.ipynb"
+        and download.get_attribute("download") == ""
+    )
     name = settings["DEFAULT"]["repo"]
-    commands = [f"!git clone --depth 1 {git_url}", f"!pip install ./{name}", f"%cd {name}/nbs"]
+    commands = [
+        f"!git clone --depth 1 {git_url}",
+        f"!pip install ./{name}",
+        f"%cd {name}/nbs",
+    ]
     assert page.locator(".chapter-links code").text_content().splitlines() == commands
-    page.set_content(f'<header id="title-block-header"></header>{source}{script}')  # no code, nothing to run
+    page.set_content(
+        f'<header id="title-block-header"></header>{source}{script}'
+    )  # no code, nothing to run
     assert page.locator(".chapter-links").count() == 0

@@ -29,7 +29,11 @@ class PowerCut(TaskSampler):
 def train(characters, kind="eb", sampler=TaskSampler, checkpoint=None, **settings):
     torch.manual_seed(0)
     arguments = {"num_classes": 3, "image_size": 20, "dropout": "meta"}
-    learner = MAML(learn_inner_lr=True, inner_steps=1, **arguments) if kind == "maml" else LEARNERS[kind](**arguments)
+    learner = (
+        MAML(learn_inner_lr=True, inner_steps=1, **arguments)
+        if kind == "maml"
+        else LEARNERS[kind](**arguments)
+    )
     stream = sampler(characters, n_way=3, n_query=2)
     settings = {"n_tasks": 7, "meta_batch": 2, "checkpoint_every": 1} | settings
     history = fit(learner, stream, checkpoint=checkpoint, **settings)
@@ -44,9 +48,15 @@ def test_resumed_is_uninterrupted_bit_for_bit(characters, tmp_path, kind):
         train(characters, kind, PowerCut, file)
     resumed, history_resumed = train(characters, kind, checkpoint=file)
     assert all(
-        torch.equal(a, b) for a, b in zip(through.state_dict().values(), resumed.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(
+            through.state_dict().values(), resumed.state_dict().values(), strict=True
+        )
     )
-    assert history_resumed.losses == history.losses and history_resumed.tasks == history.tasks == [2, 4, 6, 7]
+    assert (
+        history_resumed.losses == history.losses
+        and history_resumed.tasks == history.tasks == [2, 4, 6, 7]
+    )
     assert len(list(tmp_path.iterdir())) == 1, "nothing but the checkpoint stays behind"
 
 
@@ -57,14 +67,23 @@ def test_a_finished_training_is_not_repeated(characters, tmp_path):
     again, told = train(characters, sampler=PowerCut, checkpoint=file)
     PowerCut.at = at
     assert told.losses == history.losses
-    assert all(torch.equal(a, b) for a, b in zip(learner.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(learner.parameters(), again.parameters(), strict=True)
+    )
 
 
-@pytest.mark.parametrize("settings", [{"lr": 0.1}, {"meta_batch": 3}, {"seed": 1}, {"n_tasks": 6}])
-def test_a_checkpoint_of_other_settings_is_refused_by_name(characters, tmp_path, settings):
+@pytest.mark.parametrize(
+    "settings", [{"lr": 0.1}, {"meta_batch": 3}, {"seed": 1}, {"n_tasks": 6}]
+)
+def test_a_checkpoint_of_other_settings_is_refused_by_name(
+    characters, tmp_path, settings
+):
     file = tmp_path / "other.safetensors"
     train(characters, checkpoint=file)
-    with pytest.raises(ValueError, match=f"of a training with other {next(iter(settings))}: remove it"):
+    with pytest.raises(
+        ValueError, match=f"of a training with other {next(iter(settings))}: remove it"
+    ):
         train(characters, checkpoint=file, **settings)
 
 
@@ -75,21 +94,33 @@ def test_a_damaged_checkpoint_is_refused_by_name(characters, tmp_path, content):
         train(characters, checkpoint=file)
         content = file.read_bytes()[:-100]
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="damaged.safetensors is not a checkpoint of fit"):
+    with pytest.raises(
+        ValueError, match="damaged.safetensors is not a checkpoint of fit"
+    ):
         train(characters, checkpoint=file)
 
 
 def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
     "kill -9 in the middle of a run, twice."
-    run = Run("eb", "meta", size=16, tasks=600, test_tasks=3, test_query=2, meta_batch=2)
-    code = f"from metadropout_nb.comparison import *; sweep([{run!r}], {str(tmp_path)!r})"
+    run = Run(
+        "eb", "meta", size=16, tasks=600, test_tasks=3, test_query=2, meta_batch=2
+    )
+    code = (
+        f"from metadropout_nb.comparison import *; sweep([{run!r}], {str(tmp_path)!r})"
+    )
     checkpoint = tmp_path / f"{run.name}.checkpoint"
     last = -1
     for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and (not checkpoint.exists() or checkpoint.stat().st_mtime_ns == last):
-            assert process.poll() is None, "the run ended before it could be killed: make it longer"
+        while time.monotonic() < deadline and (
+            not checkpoint.exists() or checkpoint.stat().st_mtime_ns == last
+        ):
+            assert process.poll() is None, (
+                "the run ended before it could be killed: make it longer"
+            )
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -110,12 +141,20 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
         ({"inner_lr": 0.01}, {"inner_lr": 0.02}),
     ],
 )
-def test_a_checkpoint_of_another_learner_is_refused(characters, tmp_path, before, after):
+def test_a_checkpoint_of_another_learner_is_refused(
+    characters, tmp_path, before, after
+):
     "Also where the weights would fit."
 
     def fit_one(more):
         learner = MAML(**{"num_classes": 3, "image_size": 20, "inner_steps": 1} | more)
-        fit(learner, TaskSampler(characters, n_way=3, n_query=2), n_tasks=1, meta_batch=1, checkpoint=file)
+        fit(
+            learner,
+            TaskSampler(characters, n_way=3, n_query=2),
+            n_tasks=1,
+            meta_batch=1,
+            checkpoint=file,
+        )
 
     file = tmp_path / "one.safetensors"
     fit_one(before)
@@ -138,12 +177,18 @@ def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(characters, tmp_path):
     through, _ = train(characters)
     file = tmp_path / "half.safetensors"
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match=r"after 4 of 7 training tasks: the same call goes on from .*half"):
+    with pytest.raises(
+        KeyboardInterrupt,
+        match=r"after 4 of 7 training tasks: the same call goes on from .*half",
+    ):
         train(characters, sampler=CtrlC, checkpoint=file, checkpoint_every=100)
     assert signal.getsignal(signal.SIGINT) is handler
     resumed, history = train(characters, checkpoint=file, checkpoint_every=100)
     assert history.tasks == [2, 4, 6, 7]
-    assert all(torch.equal(a, b) for a, b in zip(through.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(through.parameters(), resumed.parameters(), strict=True)
+    )
     with pytest.raises(KeyboardInterrupt, match="no checkpoint was asked for"):
         train(characters, sampler=CtrlC)
 
@@ -151,5 +196,10 @@ def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(characters, tmp_path):
 def test_a_second_ctrl_c_breaks_in_at_once(characters, tmp_path, monkeypatch):
     monkeypatch.setattr(CtrlC, "presses", 2)
     with pytest.raises(KeyboardInterrupt, match="^$"):
-        train(characters, sampler=CtrlC, checkpoint=tmp_path / "half.safetensors", checkpoint_every=100)
+        train(
+            characters,
+            sampler=CtrlC,
+            checkpoint=tmp_path / "half.safetensors",
+            checkpoint_every=100,
+        )
     assert not list(tmp_path.iterdir())

@@ -30,17 +30,36 @@ def run(tmp_path, monkeypatch):
 def test_compare_then_redraw(run, tmp_path):
     first = run("compare", *TINY, "--seeds", 2, "--out", "here")
     assert first.exit_code == 0, first.output
-    for word in ("none", "meta", "accuracy %", "sd %", "loss", ">50%", ">80%", ">90%", "meta - none", "over 2 seeds"):
+    for word in (
+        "none",
+        "meta",
+        "accuracy %",
+        "sd %",
+        "loss",
+        ">50%",
+        ">80%",
+        ">90%",
+        "meta - none",
+        "over 2 seeds",
+    ):
         assert word in first.output
-    assert "4 result files" in first.output and "metadropout compare --from here" in first.output
+    assert (
+        "4 result files" in first.output
+        and "metadropout compare --from here" in first.output
+    )
     (figure,) = (tmp_path / "here").glob("*.png")
     assert figure.name == "comparison-glyphs-16px-5way-1shot-16tasks-test_tasks=3.png"
     assert figure.stat().st_size > 5000
     figure.unlink()
     again = run("compare", "--from", "here")
     assert again.exit_code == 0 and figure.exists()
-    rows = [[line for line in result.output.splitlines() if "original" in line] for result in (first, again)]
-    assert len(rows[0]) == 3 and rows[1][:3] == rows[0], "two arms and a difference, the same again"
+    rows = [
+        [line for line in result.output.splitlines() if "original" in line]
+        for result in (first, again)
+    ]
+    assert len(rows[0]) == 3 and rows[1][:3] == rows[0], (
+        "two arms and a difference, the same again"
+    )
     assert "bootstrap" in again.output and "bootstrap" not in first.output
 
 
@@ -49,17 +68,31 @@ def write_results(folder, *runs):
     for one in runs:
         rng = np.random.default_rng([one.seed, one.mask_seed or 0])
         accuracies = rng.uniform(0.5, 1, one.test_tasks).tolist()
-        content = {"run": asdict(one), "accuracies": accuracies, "losses": [1.0] * one.test_tasks}
+        content = {
+            "run": asdict(one),
+            "accuracies": accuracies,
+            "losses": [1.0] * one.test_tasks,
+        }
         (folder / f"{one.name}.json").write_text(json.dumps(content))
 
 
 def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "sweep", lambda *_: pytest.fail("--from must train nothing"))
-    arms = [Run(arm=arm, seed=s, data="omniglot", test_tasks=20) for arm in ("none", "meta") for s in range(5)]
+    monkeypatch.setattr(
+        cli, "sweep", lambda *_: pytest.fail("--from must train nothing")
+    )
+    arms = [
+        Run(arm=arm, seed=s, data="omniglot", test_tasks=20)
+        for arm in ("none", "meta")
+        for s in range(5)
+    ]
     arms += [replace(one, learner="eb") for one in arms]
-    arms += [replace(one, arm="standard") for one in arms if one.arm == "meta"]  # no claim is about these
+    arms += [
+        replace(one, arm="standard") for one in arms if one.arm == "meta"
+    ]  # no claim is about these
     doses = [replace(one, dose=2.0) for one in arms if one.arm == "meta"]
-    others = [replace(one, size=105) for one in arms[:5]] + [replace(arms[5], mask_seed=s) for s in range(1, 4)]
+    others = [replace(one, size=105) for one in arms[:5]] + [
+        replace(arms[5], mask_seed=s) for s in range(1, 4)
+    ]
     write_results(tmp_path / "here", *arms, *doses, *others)
     shown = run("compare", "--from", "here")
     assert shown.exit_code == 0, shown.output
@@ -80,7 +113,10 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
     main = "omniglot-28px-5way-1shot-2000tasks-test_tasks=20"
     assert figures == sorted(
         [f"{name}-{main}.png" for name in ("comparison", "claims")]
-        + [f"comparison-{main}-masks-of-seed0.png", f"comparison-{main.replace('28px', '105px')}.png"]
+        + [
+            f"comparison-{main}-masks-of-seed0.png",
+            f"comparison-{main.replace('28px', '105px')}.png",
+        ]
     )
 
 
@@ -96,13 +132,22 @@ def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkey
     assert run("compare", "--planned", "--out", "here").exit_code == 0
     assert asked == planned_runs()
 
-    done = [Run("eb", arm, seed, "omniglot") for arm in ("none", "meta") for seed in range(10)]
+    done = [
+        Run("eb", arm, seed, "omniglot")
+        for arm in ("none", "meta")
+        for seed in range(10)
+    ]
     write_results(tmp_path / "there", *done)
     for one in done[::2]:  # every other seed: far apart
         path = tmp_path / "there" / f"{one.name}.json"
         result = json.loads(path.read_text())
         factor = 0.8 if one.arm == "meta" else 1
-        path.write_text(json.dumps(result | {"accuracies": [factor * value for value in result["accuracies"]]}))
+        path.write_text(
+            json.dumps(
+                result
+                | {"accuracies": [factor * value for value in result["accuracies"]]}
+            )
+        )
     asked.clear()
     expected = planned_runs(cli.load_results("there"))
     run("compare", "--planned", "--out", "there")
@@ -117,7 +162,19 @@ def test_a_folder_may_have_any_name(run):
 
 
 def test_train_then_evaluate(run, tmp_path):
-    trained = run("train", "--learner", "proto", "--size", 16, "--tasks", 16, "--out", "mine", "--threads", 1)
+    trained = run(
+        "train",
+        "--learner",
+        "proto",
+        "--size",
+        16,
+        "--tasks",
+        16,
+        "--out",
+        "mine",
+        "--threads",
+        1,
+    )
     assert trained.exit_code == 0 and "metadropout evaluate mine" in trained.output
     tested = run("evaluate", "mine", "--test-tasks", 3)
     assert tested.exit_code == 0 and "accuracy" in tested.output
@@ -126,7 +183,11 @@ def test_train_then_evaluate(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value", "told"),
-    [("--arm", "all", "meta"), ("--learner", "mnl", "original"), ("--data", "mnist", "glyphs")],
+    [
+        ("--arm", "all", "meta"),
+        ("--learner", "mnl", "original"),
+        ("--data", "mnist", "glyphs"),
+    ],
 )
 def test_unknown_names_list_the_known_ones(run, option, value, told):
     result = run("compare", option, value)
@@ -136,7 +197,11 @@ def test_unknown_names_list_the_known_ones(run, option, value, told):
 def test_results_folder_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     result = run("compare", *TINY, "--out", tmp_path / "file" / "runs")
-    assert result.exit_code == 1 and "Error" in result.output and "Traceback" not in result.output
+    assert (
+        result.exit_code == 1
+        and "Error" in result.output
+        and "Traceback" not in result.output
+    )
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
         assert run("compare", *TINY, "--out", tmp_path / "locked").exit_code == 1
@@ -145,50 +210,96 @@ def test_results_folder_that_cannot_be_written(run, tmp_path):
 def test_omniglot_that_is_not_there(run, monkeypatch, tmp_path):
     monkeypatch.setenv("METADROPOUT_DATA", str(tmp_path / "nowhere"))
     result = run("compare", *TINY, "--data", "omniglot", "--size", 17)
-    assert result.exit_code == 1 and "METADROPOUT_DATA" in result.output and "glyphs" in result.output
+    assert (
+        result.exit_code == 1
+        and "METADROPOUT_DATA" in result.output
+        and "glyphs" in result.output
+    )
 
 
 @pytest.mark.parametrize("words", [["compare", "--from", "none"], ["evaluate", "none"]])
 def test_nothing_there(run, words):
     result = run(*words)
-    assert result.exit_code == 1 and "Error" in result.output and "Traceback" not in result.output
+    assert (
+        result.exit_code == 1
+        and "Error" in result.output
+        and "Traceback" not in result.output
+    )
 
 
 def test_notebooks_copies_the_course_and_keeps_what_is_yours(run, tmp_path):
     first = run("notebooks", "mine", "--no-open")
     assert first.exit_code == 0, first.output
-    chapter, result = tmp_path / "mine/nbs/00_omniglot.ipynb", next((tmp_path / "mine/results").glob("*.json"))
-    assert chapter.read_bytes() == (ROOT / "nbs/00_omniglot.ipynb").read_bytes()
+    chapter, result = (
+        tmp_path / "mine/nbs/01_characters.ipynb",
+        next((tmp_path / "mine/results").glob("*.json")),
+    )
+    assert chapter.read_bytes() == (ROOT / "nbs/01_characters.ipynb").read_bytes()
     assert len(list((tmp_path / "mine/nbs").glob("*.ipynb"))) == len(NOTEBOOKS)
     chapter.write_text("my notes")
     result.unlink()
     again = run("notebooks", "mine", "--no-open")
-    assert "mine/: 1" in again.output and "kept: nbs/00_omniglot.ipynb" in again.output
+    assert (
+        "mine/: 1" in again.output and "kept: nbs/01_characters.ipynb" in again.output
+    )
     assert chapter.read_text() == "my notes" and result.exists()
     assert not list((tmp_path / "mine").rglob("*.tmp"))
 
 
 def test_the_wheel_carries_course_results_and_learners(tmp_path):
-    for name in ("setup.py", "settings.ini", "README.md", "LICENSE", "pyproject.toml", "MANIFEST.in"):
+    for name in (
+        "setup.py",
+        "settings.ini",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        "MANIFEST.in",
+    ):
         shutil.copy(ROOT / name, tmp_path)
     for name in ("nbs", "results", "metadropout_nb"):
         shutil.copytree(ROOT / name, tmp_path / name)
-    command = [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", "dist"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        ".",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        "dist",
+    ]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"metadropout_nb/course/nbs/{path.name}" for path in NOTEBOOKS} <= names
-    assert {f"metadropout_nb/weights/{name}/weights.safetensors" for name in LEARNERS} <= names
+    assert {
+        f"metadropout_nb/weights/{name}/weights.safetensors" for name in LEARNERS
+    } <= names
     assert any(name.startswith("metadropout_nb/course/results/") for name in names)
 
 
 def test_help_teaches(run):
     assert "--data omniglot" in run("compare", "--help").output
-    assert all(name in run("--help").output for name in ("compare", "train", "evaluate", "notebooks"))
+    assert all(
+        name in run("--help").output
+        for name in ("compare", "train", "evaluate", "notebooks")
+    )
 
 
 def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
-    words = ["train", "--out", "made", "--learner", "eb", "--size", "16", "--tasks", "216"]
+    words = [
+        "train",
+        "--out",
+        "made",
+        "--learner",
+        "eb",
+        "--size",
+        "16",
+        "--tasks",
+        "216",
+    ]
     save = training._save_checkpoint
 
     def save_and_break(*arguments):
@@ -198,11 +309,15 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_save_checkpoint", save_and_break)
     broken = run(*words)
     assert broken.exit_code == 130
-    assert [path.name for path in (tmp_path / "made").iterdir()] == ["checkpoint.safetensors"]
+    assert [path.name for path in (tmp_path / "made").iterdir()] == [
+        "checkpoint.safetensors"
+    ]
     monkeypatch.setattr(training, "_save_checkpoint", save)
     assert run(*words).exit_code == 0
     assert run(*words[:2], "whole", *words[3:]).exit_code == 0
-    made, whole = (load_learner(tmp_path / name)[0].state_dict() for name in ("made", "whole"))
+    made, whole = (
+        load_learner(tmp_path / name)[0].state_dict() for name in ("made", "whole")
+    )
     assert all(torch.equal(made[name], whole[name]) for name in whole)
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [
         "README.md",

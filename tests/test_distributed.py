@@ -28,15 +28,30 @@ class CtrlC(TaskSampler):
         return super().sample(n_tasks)
 
 
-def train(name: str, checkpoint: Path | None = None, sampler: type = TaskSampler) -> dict[str, torch.Tensor]:
+def train(
+    name: str, checkpoint: Path | None = None, sampler: type = TaskSampler
+) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     run = Run(name, "meta", size=16, n_way=3)
     learner = build_learner(run).double()
     forward = learner.forward
-    learner.forward = lambda support, labels, query: forward(support.double(), labels, query.double())
-    stream = sampler(glyphs(12, n_drawings=8, size=16), n_way=3, k_shot=1, n_query=2, seed=1)
-    history = fit(learner, stream, n_tasks=7, meta_batch=3, chunk=CASES[name], checkpoint=checkpoint)
-    return learner.state_dict() | {"losses": torch.tensor(history.losses, dtype=torch.float64)}
+    learner.forward = lambda support, labels, query: forward(
+        support.double(), labels, query.double()
+    )
+    stream = sampler(
+        glyphs(12, n_drawings=8, size=16), n_way=3, k_shot=1, n_query=2, seed=1
+    )
+    history = fit(
+        learner,
+        stream,
+        n_tasks=7,
+        meta_batch=3,
+        chunk=CASES[name],
+        checkpoint=checkpoint,
+    )
+    return learner.state_dict() | {
+        "losses": torch.tensor(history.losses, dtype=torch.float64)
+    }
 
 
 def main(folder: str) -> None:
@@ -44,22 +59,37 @@ def main(folder: str) -> None:
     rank = torch.distributed.get_rank()
     for name in CASES:
         trained = train(name, Path(folder) / f"{name}.checkpoint")
-        save_file({k: v.contiguous() for k, v in trained.items()}, f"{folder}/{name}-{rank}")
+        save_file(
+            {k: v.contiguous() for k, v in trained.items()}, f"{folder}/{name}-{rank}"
+        )
     try:
         train("eb", sampler=CtrlC)
     except KeyboardInterrupt as stopped:
         Path(f"{folder}/stopped-{rank}").write_text(str(stopped))
     torch.distributed.destroy_process_group()
     # A thread that outlives the group may reach for the interpreter while that shuts down, and abort the process.
-    threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    threads = {
+        path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")
+    }
     assert not any("gloo" in name for name in threads), threads
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, folder]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        folder,
+    ]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     return folder
 

@@ -11,7 +11,9 @@ SIZE = 20
 
 def network(**arguments) -> EmbeddingNetwork:
     torch.manual_seed(0)
-    return EmbeddingNetwork(**{"image_size": SIZE, "dropout_rates": [0.1, 0.2, 0.3]} | arguments)
+    return EmbeddingNetwork(
+        **{"image_size": SIZE, "dropout_rates": [0.1, 0.2, 0.3]} | arguments
+    )
 
 
 @pytest.fixture
@@ -20,7 +22,9 @@ def x(tasks):
 
 
 def running(net):
-    return torch.cat([torch.cat([norm.running_mean, norm.running_var]) for norm in net.norms])
+    return torch.cat(
+        [torch.cat([norm.running_mean, norm.running_var]) for norm in net.norms]
+    )
 
 
 def test_the_promise(x):
@@ -43,7 +47,11 @@ def test_shapes_at_the_origins_size():
     net = EmbeddingNetwork()
     assert net.linear.in_features == 64 * 6 * 6
     net.reset_dropout_masks((5, 1, 105, 105), "cpu")
-    assert [site.mask.shape[-1] for site in net.sites[:3]] == [105, 52, 26] and net.sites[3].mask is None
+    assert [site.mask.shape[-1] for site in net.sites[:3]] == [
+        105,
+        52,
+        26,
+    ] and net.sites[3].mask is None
     assert net(torch.rand(2, 1, 105, 105)).shape == (2, 64)
 
 
@@ -66,10 +74,18 @@ def test_a_block_is_the_textbook_block(channels):
         found = block(x)
         assert (found - expected).abs().max() < 1e-12
         gradients = torch.autograd.grad((found * weight).sum(), inputs)
-        wanted = torch.autograd.grad((expected * weight).sum(), [*block.conv.parameters(), *norm.parameters()])
-        assert all((g - w).abs().max() < 1e-10 for g, w in zip(gradients, wanted, strict=True))
-    assert (block.norm.batch_statistics[0] - block.conv(x).mean((0, 2, 3))).abs().max() < 1e-12
-    assert (block.norm.batch_statistics[1] - block.conv(x).var((0, 2, 3))).abs().max() < 1e-12
+        wanted = torch.autograd.grad(
+            (expected * weight).sum(), [*block.conv.parameters(), *norm.parameters()]
+        )
+        assert all(
+            (g - w).abs().max() < 1e-10 for g, w in zip(gradients, wanted, strict=True)
+        )
+    assert (
+        block.norm.batch_statistics[0] - block.conv(x).mean((0, 2, 3))
+    ).abs().max() < 1e-12
+    assert (
+        block.norm.batch_statistics[1] - block.conv(x).var((0, 2, 3))
+    ).abs().max() < 1e-12
 
 
 def test_a_fourth_rate_adds_a_site(x):
@@ -116,7 +132,9 @@ def test_shared_batch_statistics_would_be_caught(tasks):
     images = tasks.query_x.double()
     net = network(dropout="none").double()
     apart = torch.stack([net(task) for task in images])
-    assert not torch.allclose(net(images.flatten(0, 1)).unflatten(0, images.shape[:2]), apart, atol=1e-3)
+    assert not torch.allclose(
+        net(images.flatten(0, 1)).unflatten(0, images.shape[:2]), apart, atol=1e-3
+    )
 
 
 def test_running_statistics_take_one_step_towards_the_tasks_average(tasks):
@@ -129,12 +147,18 @@ def test_running_statistics_take_one_step_towards_the_tasks_average(tasks):
             chunked(part)
     assert (running(together) - running(chunked)).abs().max() < 1e-10
     assert (running(together) - before).abs().max() > 1e-3, "they did move"
-    activations = reference.blocks[0].conv(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    activations = (
+        reference.blocks[0].conv(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    )
     mean = activations.mean((1, 3, 4)).mean(0)
-    var = torch.stack([task.transpose(0, 1).flatten(1).var(1) for task in activations]).mean(0)
+    var = torch.stack(
+        [task.transpose(0, 1).flatten(1).var(1) for task in activations]
+    ).mean(0)
     left = 0.9 ** len(images)  # one step of momentum 0.1 a pass
     assert torch.allclose(together.norms[0].running_mean, (1 - left) * mean, atol=1e-10)
-    assert torch.allclose(together.norms[0].running_var, left + (1 - left) * var, atol=1e-10)
+    assert torch.allclose(
+        together.norms[0].running_var, left + (1 - left) * var, atol=1e-10
+    )
 
 
 def test_an_error_inside_a_meta_batch_leaves_running_statistics_alone(tasks):
@@ -163,10 +187,20 @@ class TestStatisticsAtTest:
         "Whether an image's embedding changes with the other query images."
         with torch.no_grad():
             net(others)
-            return not torch.allclose(net(x, query=True)[0], net(torch.cat([x[:1], others]), query=True)[0], atol=1e-5)
+            return not torch.allclose(
+                net(x, query=True)[0],
+                net(torch.cat([x[:1], others]), query=True)[0],
+                atol=1e-5,
+            )
 
     @pytest.mark.parametrize(
-        ("statistics", "leaks"), [("running", False), ("support", False), ("transductive", True), ("mixed", False)]
+        ("statistics", "leaks"),
+        [
+            ("running", False),
+            ("support", False),
+            ("transductive", True),
+            ("mixed", False),
+        ],
     )
     def test_leak_between_query_samples(self, trained, tasks, statistics, leaks):
         trained.statistics = statistics

@@ -12,12 +12,31 @@ import torch
 from conftest import ROOT
 
 from metadropout_nb import comparison
-from metadropout_nb.comparison import Run, build_learner, execute, read_result, sweep, train_learner, write_json
+from metadropout_nb.comparison import (
+    Run,
+    build_learner,
+    execute,
+    read_result,
+    sweep,
+    train_learner,
+    write_json,
+)
 from metadropout_nb.trained import load_learner, save_learner
 
-TINY = {"size": 16, "n_way": 2, "n_query": 1, "tasks": 4, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
+TINY = {
+    "size": 16,
+    "n_way": 2,
+    "n_query": 1,
+    "tasks": 4,
+    "test_tasks": 3,
+    "meta_batch": 2,
+    "test_query": 2,
+}
 RUN = Run("eb", "meta", **TINY)
-REFUSED = (OSError, ValueError)  # what callers, and the command, expect of a disk or a file
+REFUSED = (
+    OSError,
+    ValueError,
+)  # what callers, and the command, expect of a disk or a file
 
 
 def names(folder):
@@ -30,7 +49,9 @@ def weights(learner):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    monkeypatch.setattr(comparison, "fit", lambda *_, **__: pytest.fail("trained first"))
+    monkeypatch.setattr(
+        comparison, "fit", lambda *_, **__: pytest.fail("trained first")
+    )
 
 
 class TestSweep:
@@ -41,20 +62,28 @@ class TestSweep:
             sweep(runs, tmp_path)
         assert [path.name for path in tmp_path.glob("*.json")] == [f"{RUN.name}.json"]
         assert not list(tmp_path.glob("*.tmp"))
-        assert sweep(runs, tmp_path)[0] == first and names(tmp_path) == sorted(f"{run.name}.json" for run in runs)
+        assert sweep(runs, tmp_path)[0] == first and names(tmp_path) == sorted(
+            f"{run.name}.json" for run in runs
+        )
 
     def test_no_room_for_the_result_itself(self, tmp_path, full_disk):
         path = tmp_path / "one.json"
         write_json(path, {"before": 1})
         with full_disk(10), pytest.raises(OSError, match="too large"):
             write_json(path, {"after": list(range(100))})
-        assert json.loads(path.read_text()) == {"before": 1} and names(tmp_path) == ["one.json"]
+        assert json.loads(path.read_text()) == {"before": 1} and names(tmp_path) == [
+            "one.json"
+        ]
 
-    def test_a_folder_that_cannot_be_written_is_found_out_before_the_training(self, read_only, no_training):
+    def test_a_folder_that_cannot_be_written_is_found_out_before_the_training(
+        self, read_only, no_training
+    ):
         with pytest.raises(PermissionError, match=read_only.name):
             sweep([RUN], read_only)
 
-    def test_whatever_happened_to_a_result_it_is_read_or_refused_by_name(self, tmp_path):
+    def test_whatever_happened_to_a_result_it_is_read_or_refused_by_name(
+        self, tmp_path
+    ):
         path = tmp_path / f"{RUN.name}.json"
         write_json(path, execute(RUN))
         whole = path.read_text()
@@ -63,7 +92,11 @@ class TestSweep:
         refused = 0
         for _ in range(400):
             start = rng.randrange(len(whole))
-            damaged = whole[:start] + rng.choice(put) + whole[start + rng.choice([0, 1, 1, 9, len(whole)]) :]
+            damaged = (
+                whole[:start]
+                + rng.choice(put)
+                + whole[start + rng.choice([0, 1, 1, 9, len(whole)]) :]
+            )
             path.write_text(damaged)
             try:
                 result = read_result(path)
@@ -80,10 +113,19 @@ class TestSweep:
         with pytest.raises(ValueError, match="one.json is not a result"):
             read_result(tmp_path / "one.json")
 
-    @pytest.mark.parametrize("accuracies", ["abc", [0.5, None, 0.5], [0.5, "1", 0.5], [0.5, [0.5], 0.5]])
+    @pytest.mark.parametrize(
+        "accuracies", ["abc", [0.5, None, 0.5], [0.5, "1", 0.5], [0.5, [0.5], 0.5]]
+    )
     def test_accuracies_are_numbers(self, tmp_path, accuracies):
         path = tmp_path / "one.json"
-        write_json(path, {"run": comparison.asdict(RUN), "accuracies": accuracies, "losses": [1.0] * 3})
+        write_json(
+            path,
+            {
+                "run": comparison.asdict(RUN),
+                "accuracies": accuracies,
+                "losses": [1.0] * 3,
+            },
+        )
         with pytest.raises(ValueError, match="one.json is not a result"):
             read_result(path)
 
@@ -95,7 +137,9 @@ class TestCheckpoint:
 
         def broken(learner, sampler, *rest, **settings):
             sample = sampler.sample
-            sampler.sample = lambda n: sample(n) if sampler.next_task < 2 else pytest.fail("power cut")
+            sampler.sample = lambda n: (
+                sample(n) if sampler.next_task < 2 else pytest.fail("power cut")
+            )
             return real(learner, sampler, *rest, **settings, checkpoint_every=1)
 
         with monkeypatch.context() as patch:
@@ -117,14 +161,21 @@ class TestCheckpoint:
         with pytest.raises(REFUSED, match="denied"):
             train_learner(RUN, checkpoint=read_only / "one.checkpoint")
 
-    def test_whatever_happened_to_its_header_it_is_read_or_refused_by_name(self, tmp_path):
+    def test_whatever_happened_to_its_header_it_is_read_or_refused_by_name(
+        self, tmp_path
+    ):
         file = tmp_path / "one.checkpoint"
         train_learner(RUN, checkpoint=file)
         whole = file.read_bytes()
         header = 8 + int.from_bytes(whole[:8], "little")
         rng = random.Random(0)
-        damaged = [f"adam.{key}.network.linear.bias".encode() for key in ("step", "exp_avg", "exp_avg_sq")]
-        changes = [whole.replace(b'"' + name, b'"' + name[:-1] + b"x") for name in damaged]
+        damaged = [
+            f"adam.{key}.network.linear.bias".encode()
+            for key in ("step", "exp_avg", "exp_avg_sq")
+        ]
+        changes = [
+            whole.replace(b'"' + name, b'"' + name[:-1] + b"x") for name in damaged
+        ]
         for _ in range(200):
             i = rng.randrange(header)
             changes.append(whole[:i] + bytes([rng.randrange(256)]) + whole[i + 1 :])
@@ -174,9 +225,28 @@ class TestLearner:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked children")
 def test_killed_sweeps_lose_and_repeat_nothing(tmp_path):
     "The small form of benchmarks/faults.py."
-    words = ["--kills", "5", "--runs", "2", "--rounds", "0", "--out", str(tmp_path / "faults.json")]
-    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "faults.py"), *words], check=True)
+    words = [
+        "--kills",
+        "5",
+        "--runs",
+        "2",
+        "--rounds",
+        "0",
+        "--out",
+        str(tmp_path / "faults.json"),
+    ]
+    subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "faults.py"), *words], check=True
+    )
     report = json.loads((tmp_path / "faults.json").read_text())
-    assert report["killed"]["kills"] == 5 and report["killed"]["results"] == 2 * report["killed"]["sweeps"]
-    for fault in ("results that differ", "half files", "finished runs lost", "executions of a finished run"):
+    assert (
+        report["killed"]["kills"] == 5
+        and report["killed"]["results"] == 2 * report["killed"]["sweeps"]
+    )
+    for fault in (
+        "results that differ",
+        "half files",
+        "finished runs lost",
+        "executions of a finished run",
+    ):
         assert report["killed"][fault] == 0, fault

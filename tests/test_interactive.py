@@ -21,9 +21,13 @@ from metadropout_nb.trained import pretrained
 
 @pytest.fixture(scope="module")
 def cell():
-    "The cell of chapter 3 that holds the figure."
-    notebook = nbformat.read(ROOT / "nbs" / "03_embedding_network.ipynb", 4)
-    (cell,) = [c for c in notebook.cells if c.cell_type == "code" and "mask_explorer(" in c.source]
+    "The cell of chapter 4 that holds the figure."
+    notebook = nbformat.read(ROOT / "nbs" / "04_embedding_network.ipynb", 4)
+    (cell,) = [
+        c
+        for c in notebook.cells
+        if c.cell_type == "code" and "mask_explorer(" in c.source
+    ]
     return cell
 
 
@@ -49,7 +53,9 @@ def page(browser, stored):
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.route("http*://**", lambda route: errors.append(route.request.url))
-    page.set_content(f'<!doctype html><html lang="en"><title>Figure</title><body>{stored}</body></html>')
+    page.set_content(
+        f'<!doctype html><html lang="en"><title>Figure</title><body>{stored}</body></html>'
+    )
     page.frame_locator("iframe").locator("#gap").wait_for()
     yield page
     page.close()
@@ -68,7 +74,9 @@ def choose(figure, **values):
 
 def numbers(figure) -> tuple[list[int], float]:
     "How many elements the three images lose, and the largest difference of the same drawing."
-    return [int(n) for n in figure.inner_text("#dropped").split(",")], float(figure.inner_text("#gap"))
+    return [int(n) for n in figure.inner_text("#dropped").split(",")], float(
+        figure.inner_text("#gap")
+    )
 
 
 def picture(figure, place: int) -> str:
@@ -87,36 +95,55 @@ def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
     for a, b in zip(was["tasks"], now["tasks"], strict=True):
         assert a["drawings"] == b["drawings"]
         for one, other in zip(a["blocks"], b["blocks"], strict=True):
-            assert one["masks"] == other["masks"] and one["channels"] == other["channels"]
+            assert (
+                one["masks"] == other["masks"] and one["channels"] == other["channels"]
+            )
             maps = [
-                np.frombuffer(bytes.fromhex("".join(block["maps"])), np.uint8).astype(int) for block in (one, other)
+                np.frombuffer(bytes.fromhex("".join(block["maps"])), np.uint8).astype(
+                    int
+                )
+                for block in (one, other)
             ]
-            assert np.abs(maps[0] - maps[1]).max() <= 1  # another processor may round to the next step
+            assert (
+                np.abs(maps[0] - maps[1]).max() <= 1
+            )  # another processor may round to the next step
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("task, block, step", [(0, 0, 4), (1, 1, 6), (2, 2, 15), (0, 1, 0)])
-def test_the_numbers_are_those_of_the_layer(figure, stored, network, tasks, arm, task, block, step):
+@pytest.mark.parametrize(
+    "task, block, step", [(0, 0, 4), (1, 1, 6), (2, 2, 15), (0, 1, 0)]
+)
+def test_the_numbers_are_those_of_the_layer(
+    figure, stored, network, tasks, arm, task, block, step
+):
     choose(figure, arm=arm, task=task, block=block)
     figure.fill("#rate", str(step))
     dropped, gap = numbers(figure)
     about = page_data(stored)["tasks"][task]["blocks"][block]
-    of_class = (tasks[task].query_y == tasks[task].support_y[0]).nonzero().flatten().tolist()
+    of_class = (
+        (tasks[task].query_y == tasks[task].support_y[0]).nonzero().flatten().tolist()
+    )
     queries = tasks[task].query_x.clone()
     queries[of_class[0]] = tasks[task].support_x[0]
     arrive = []
-    hook = network.sites[block].register_forward_hook(lambda site, given, y: arrive.append(given[0].relu()))
+    hook = network.sites[block].register_forward_hook(
+        lambda site, given, y: arrive.append(given[0].relu())
+    )
     with torch.no_grad():
         network(tasks[task].support_x), network(queries, query=True)
     hook.remove()
     layer = MetaDropout(step / 20, arm, site=block)
     layer.reset_mask(arrive[0].shape, task=task)
     support = layer(torch.ones_like(arrive[0]))[0, about["channels"]]
-    twin, other = layer(torch.ones_like(arrive[1]), query=True)[of_class[:2]][:, about["channels"]]
+    twin, other = layer(torch.ones_like(arrive[1]), query=True)[of_class[:2]][
+        :, about["channels"]
+    ]
     assert dropped == [int((mask == 0).sum()) for mask in (support, twin, other)]
     expected = ((support - twin) * arrive[0][0, about["channels"]]).abs().max()
     # Two decimals are shown, of maps stored in 255 steps.
-    assert gap == pytest.approx(float(expected), abs=0.006 + about["largest"] / 255 / (1 - step / 20))
+    assert gap == pytest.approx(
+        float(expected), abs=0.006 + about["largest"] / 255 / (1 - step / 20)
+    )
     assert (gap == 0) == (arm in ("none", "meta") or step == 0)
 
 
@@ -124,8 +151,13 @@ def test_a_task_has_a_mask_of_its_own(figure):
     seen = {}
     for task in range(3):
         choose(figure, arm="meta", task=task)
-        seen[task] = [re.search("mask (.)", heading)[1] for heading in figure.locator("h2").all_inner_texts()[::3]]
-    assert all(len(set(letters)) == 1 for letters in seen.values())  # support image and last query
+        seen[task] = [
+            re.search("mask (.)", heading)[1]
+            for heading in figure.locator("h2").all_inner_texts()[::3]
+        ]
+    assert all(
+        len(set(letters)) == 1 for letters in seen.values()
+    )  # support image and last query
     assert len({letters[0] for letters in seen.values()}) == 3
     choose(figure, arm="standard")
     headings = " ".join(figure.locator("h2").all_inner_texts())
@@ -152,14 +184,24 @@ def test_the_keyboard_is_enough(page, figure):
         page.keyboard.press("Tab")
     reached = []
     for _ in range(4):
-        reached.append(figure.evaluate("document.activeElement.name || document.activeElement.id"))
-        assert figure.evaluate("parseFloat(getComputedStyle(document.activeElement).outlineWidth)") >= 2
+        reached.append(
+            figure.evaluate("document.activeElement.name || document.activeElement.id")
+        )
+        assert (
+            figure.evaluate(
+                "parseFloat(getComputedStyle(document.activeElement).outlineWidth)"
+            )
+            >= 2
+        )
         before = figure.inner_text("#summary")
         page.keyboard.press("ArrowRight")
         assert figure.inner_text("#summary") != before
         page.keyboard.press("Tab")
     assert reached == ["arm", "rate", "block", "task"]
-    assert figure.is_checked('input[value="meta"]') and figure.get_attribute("#rate", "aria-valuetext") == "0.25"
+    assert (
+        figure.is_checked('input[value="meta"]')
+        and figure.get_attribute("#rate", "aria-valuetext") == "0.25"
+    )
 
 
 @pytest.mark.parametrize("width", [390, 1200])
@@ -177,10 +219,16 @@ def test_it_fits_and_can_be_read(page, figure, width, scheme):
         assert root == [0, 0]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     report = Axe().run(
-        page, options={"resultTypes": ["violations"], "runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]}
+        page,
+        options={
+            "resultTypes": ["violations"],
+            "runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"],
+        },
     )
     assert [violation["id"] for violation in report.response["violations"]] == []
-    ground = figure.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    ground = figure.evaluate(
+        "getComputedStyle(document.documentElement).backgroundColor"
+    )
     assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
 
 
@@ -189,12 +237,17 @@ def test_without_scripts_there_is_a_picture(browser, stored):
     page = context.new_page()
     page.set_content(stored)
     inside = page.frame_locator("iframe")
-    assert inside.locator("noscript img").is_visible() and not inside.locator("form").is_visible()
+    assert (
+        inside.locator("noscript img").is_visible()
+        and not inside.locator("form").is_visible()
+    )
     context.close()
 
 
 def test_it_works_in_an_exported_notebook(browser, cell):
-    body, _ = HTMLExporter(template_name="lab").from_notebook_node(nbformat.v4.new_notebook(cells=[cell]))
+    body, _ = HTMLExporter(template_name="lab").from_notebook_node(
+        nbformat.v4.new_notebook(cells=[cell])
+    )
     page = browser.new_page()
     page.route("http*://**", lambda route: route.abort())
     page.set_content(body)

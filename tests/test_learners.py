@@ -30,19 +30,34 @@ def outcome(learner, tasks, parts):
     with learner.network.one_update():
         for part in parts:
             batch = tasks[part]
-            logits.append(learner(batch.support_x.double(), batch.support_y, batch.query_x.double()))
+            logits.append(
+                learner(
+                    batch.support_x.double(), batch.support_y, batch.query_x.double()
+                )
+            )
             single = logits[-1].dim() == 2
             if single:
                 logits[-1] = logits[-1][None]
-            task_losses(logits[-1], batch.query_y[None] if single else batch.query_y).sum().backward()
-    gradient = torch.cat([p.grad.flatten() for p in learner.parameters() if p.grad is not None])
-    running = torch.cat([torch.cat([norm.running_mean, norm.running_var]) for norm in learner.network.norms])
+            task_losses(
+                logits[-1], batch.query_y[None] if single else batch.query_y
+            ).sum().backward()
+    gradient = torch.cat(
+        [p.grad.flatten() for p in learner.parameters() if p.grad is not None]
+    )
+    running = torch.cat(
+        [
+            torch.cat([norm.running_mean, norm.running_var])
+            for norm in learner.network.norms
+        ]
+    )
     return torch.cat(logits).detach(), gradient, running.clone()
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("arm", ARMS)
-def test_a_batch_equals_its_tasks_one_at_a_time_however_chunked(kind, arm, training, tasks):
+def test_a_batch_equals_its_tasks_one_at_a_time_however_chunked(
+    kind, arm, training, tasks
+):
     results = []
     for parts in (
         [0, 1, 2, 3],
@@ -100,10 +115,14 @@ def clash(one, other):
 def test_masks_of_a_task_in_each_arm(kind, tasks, arm, support_clashes, query_clashes):
     learner = build(kind, dropout=arm)
     *support, query = passes(learner, tasks[0])
-    assert all(dropped.any() for dropped, _ in (*support, query)), "something is dropped"
+    assert all(dropped.any() for dropped, _ in (*support, query)), (
+        "something is dropped"
+    )
     assert all(clash(one, support[0]) is support_clashes for one in support)
     assert clash(query, support[0]) is query_clashes
-    assert clash(passes(learner, tasks[1])[0], support[0]), "the next task has masks of its own"
+    assert clash(passes(learner, tasks[1])[0], support[0]), (
+        "the next task has masks of its own"
+    )
 
 
 def test_the_arm_support_leaves_the_query_pass_clean(kind, tasks):
@@ -116,14 +135,21 @@ def test_eval_gives_equal_answers_and_single_and_batched_shapes(kind, tasks):
     learner = build(kind).eval()
     batched = learner(tasks.support_x, tasks.support_y, tasks.query_x)
     assert batched.shape == (4, 9, 3)
-    assert torch.equal(batched, learner(tasks.support_x, tasks.support_y, tasks.query_x))
-    assert learner(tasks[0].support_x, tasks[0].support_y, tasks[0].query_x).shape == (9, 3)
+    assert torch.equal(
+        batched, learner(tasks.support_x, tasks.support_y, tasks.query_x)
+    )
+    assert learner(tasks[0].support_x, tasks[0].support_y, tasks[0].query_x).shape == (
+        9,
+        3,
+    )
 
 
 def test_the_origins_call(kind):
     torch.manual_seed(0)
     learner = kind()
-    logits = learner(torch.rand(5, 1, 105, 105), torch.arange(5), torch.rand(15, 1, 105, 105))
+    logits = learner(
+        torch.rand(5, 1, 105, 105), torch.arange(5), torch.rand(15, 1, 105, 105)
+    )
     assert logits.shape == (15, 5) and logits.isfinite().all()
 
 
@@ -132,16 +158,26 @@ def test_order_of_support_samples_does_not_matter_and_labels_do(kind, tasks):
     support, query = task.support_x.double(), task.query_x.double()
     logits = learner(support, task.support_y, query)
     shuffled = torch.tensor([5, 3, 0, 1, 4, 2])
-    assert torch.allclose(learner(support[shuffled], task.support_y[shuffled], query), logits, atol=1e-10)
+    assert torch.allclose(
+        learner(support[shuffled], task.support_y[shuffled], query), logits, atol=1e-10
+    )
     renamed = torch.tensor([2, 0, 1])
     if kind is MAML:  # its classes start from rows of their own
         head = learner.head
-        head.weight.data[renamed], head.bias.data[renamed] = head.weight.data.clone(), head.bias.data.clone()
-    assert torch.allclose(learner(support, renamed[task.support_y], query)[:, renamed], logits, atol=1e-10)
+        head.weight.data[renamed], head.bias.data[renamed] = (
+            head.weight.data.clone(),
+            head.bias.data.clone(),
+        )
+    assert torch.allclose(
+        learner(support, renamed[task.support_y], query)[:, renamed], logits, atol=1e-10
+    )
 
 
 def test_equal_seeds_equal_weights_whatever_the_arm(kind):
-    weights = [torch.cat([p.flatten() for p in build(kind, dropout=arm).parameters()]) for arm in ARMS]
+    weights = [
+        torch.cat([p.flatten() for p in build(kind, dropout=arm).parameters()])
+        for arm in ARMS
+    ]
     assert all(torch.equal(weights[0], other) for other in weights[1:])
 
 
@@ -174,13 +210,20 @@ def test_no_classes(kind):
 
 def test_class_means():
     vectors = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]])
-    assert class_means(vectors, torch.tensor([1, 1, 0]), 2).tolist() == [[0.0, 5.0], [2.0, 0.0]]
+    assert class_means(vectors, torch.tensor([1, 1, 0]), 2).tolist() == [
+        [0.0, 5.0],
+        [2.0, 0.0],
+    ]
 
 
 def test_generated_classifier_is_the_formula():
     torch.manual_seed(0)
     head = MetaLearner(embedding_dim=4, hidden_dim=6, num_classes=2)
-    support, labels, query = torch.randn(4, 4), torch.tensor([1, 0, 1, 0]), torch.randn(3, 4)
+    support, labels, query = (
+        torch.randn(4, 4),
+        torch.tensor([1, 0, 1, 0]),
+        torch.randn(3, 4),
+    )
     W, b = head.generate(support, labels)
     assert W.shape == (4, 2) and b.shape == (2,)
     hidden = torch.stack([torch.tanh(head.U @ h + head.e) for h in support])

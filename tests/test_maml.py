@@ -18,7 +18,10 @@ def build(**arguments):
     A max pool that changes its choice is a kink of the inner loss, a jump of its gradient, and so a jump of the outer
     loss: a difference taken across it says nothing. Near the initial weights of this seed there is such a place."""
     torch.manual_seed(0)
-    learner = MAML(**{"num_classes": 3, "image_size": SIZE, "inner_steps": 2, "inner_lr": 0.05} | arguments).double()
+    learner = MAML(
+        **{"num_classes": 3, "image_size": SIZE, "inner_steps": 2, "inner_lr": 0.05}
+        | arguments
+    ).double()
     with torch.no_grad():
         for p in learner.initial().values():
             p.add_(0.05 * torch.randn(p.shape, dtype=p.dtype))
@@ -28,7 +31,9 @@ def build(**arguments):
 def outer_loss(learner, tasks):
     "Of one batch of tasks, always the same ones."
     with learner.same_task():
-        logits = learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
+        logits = learner(
+            tasks.support_x.double(), tasks.support_y, tasks.query_x.double()
+        )
     return task_losses(logits, tasks.query_y).sum()
 
 
@@ -44,7 +49,9 @@ def put(learner, vector):
 
 
 def gradient(learner, tasks):
-    return flat(torch.autograd.grad(outer_loss(learner, tasks), list(learner.parameters())))
+    return flat(
+        torch.autograd.grad(outer_loss(learner, tasks), list(learner.parameters()))
+    )
 
 
 def finite_differences(learner, tasks, directions, h=1e-5):
@@ -74,7 +81,9 @@ def directions():
 
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
 @pytest.mark.parametrize("arm", ["none", "meta", "separate"])
-def test_outer_gradient_is_that_of_finite_differences(tasks, directions, arm, learn_inner_lr):
+def test_outer_gradient_is_that_of_finite_differences(
+    tasks, directions, arm, learn_inner_lr
+):
     learner = build(dropout=arm, learn_inner_lr=learn_inner_lr)
     along = directions(learner)
     expected = finite_differences(learner, tasks[:2], along)
@@ -86,7 +95,9 @@ def test_first_order_is_not_that_gradient(tasks, directions):
     learner = build(dropout="none", first_order=True)
     along = directions(learner)
     expected = finite_differences(learner, tasks[:2], along)
-    assert (along @ gradient(learner, tasks[:2]) - expected).norm() / expected.norm() > 1e-3
+    assert (
+        along @ gradient(learner, tasks[:2]) - expected
+    ).norm() / expected.norm() > 1e-3
 
 
 def test_masks_resampled_between_passes_break_the_check(tasks, directions):
@@ -107,9 +118,15 @@ def test_first_order_is_the_gradient_at_the_adapted_parameters(tasks):
         adapted = learner.adapted(task.support_x.double(), task.support_y)
         masks = learner.network.masks(task.support_x.shape, task.query_x.shape)
     adapted = {name: p.detach().requires_grad_() for name, p in adapted.items()}
-    masks = {name: mask[:1] if mask.dim() == 4 else mask[0] for name, mask in masks.items()}
+    masks = {
+        name: mask[:1] if mask.dim() == 4 else mask[0] for name, mask in masks.items()
+    }
     logits = learner.classify(adapted, masks, task.query_x.double(), query=True)
-    expected = flat(torch.autograd.grad(nn.functional.cross_entropy(logits, task.query_y), list(adapted.values())))
+    expected = flat(
+        torch.autograd.grad(
+            nn.functional.cross_entropy(logits, task.query_y), list(adapted.values())
+        )
+    )
     assert (found - expected).abs().max() < 1e-10
 
 
@@ -135,8 +152,13 @@ def test_the_inner_loop_is_gradient_descent_on_the_support_loss(tasks):
         logits = plain.head(plain.network(task.support_x.double()))
         nn.functional.cross_entropy(logits, task.support_y).backward()
         optimizer.step()
-    assert all(torch.allclose(p, adapted[name], atol=1e-10) for name, p in plain.named_parameters())
-    assert any((p - adapted[name]).abs().max() > 1e-3 for name, p in learner.initial().items())
+    assert all(
+        torch.allclose(p, adapted[name], atol=1e-10)
+        for name, p in plain.named_parameters()
+    )
+    assert any(
+        (p - adapted[name]).abs().max() > 1e-3 for name, p in learner.initial().items()
+    )
 
 
 def test_adapted_takes_a_batch_and_leaves_the_learner_alone(tasks):
@@ -147,7 +169,9 @@ def test_adapted_takes_a_batch_and_leaves_the_learner_alone(tasks):
     learner.network.seed_masks(0)
     for i in range(len(tasks)):
         one = learner.adapted(tasks[i].support_x.double(), tasks[i].support_y)
-        assert all(torch.allclose(one[name], p[i], atol=1e-10) for name, p in batched.items())
+        assert all(
+            torch.allclose(one[name], p[i], atol=1e-10) for name, p in batched.items()
+        )
     assert torch.equal(before, flat(learner.parameters()))
 
 
@@ -167,10 +191,14 @@ def test_no_query_sees_another_at_test(tasks, statistics):
     learner, task = build(statistics=statistics).eval(), tasks[0]
     inputs = task.support_x.double(), task.support_y
     together = learner(*inputs, task.query_x.double())
-    alone = torch.cat([learner(*inputs, query[None]) for query in task.query_x.double()])
+    alone = torch.cat(
+        [learner(*inputs, query[None]) for query in task.query_x.double()]
+    )
     assert torch.allclose(together, alone, atol=1e-10)
     learner.network.statistics = "transductive"
-    assert not torch.allclose(learner(*inputs, task.query_x.double()), together, atol=1e-3)
+    assert not torch.allclose(
+        learner(*inputs, task.query_x.double()), together, atol=1e-3
+    )
 
 
 def test_inner_learning_rates_are_learned(tasks, characters):
@@ -201,10 +229,16 @@ def test_settings_that_cannot_be(arguments, message):
 
 def test_a_diverging_inner_loop_is_named(tasks):
     learner = build(inner_lr=1e38, inner_steps=3, dropout="none").float()
-    with pytest.raises(FloatingPointError, match=r"training task 4 is not finite at inner step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"training task 4 is not finite at inner step 1"
+    ):
         learner.network.seed_masks(0, next_task=4)
         learner(tasks.support_x, tasks.support_y, tasks.query_x)
-    with pytest.raises(FloatingPointError, match=r"task 0 of this batch is not finite at inner step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"task 0 of this batch is not finite at inner step 1"
+    ):
         learner.eval()(tasks.support_x, tasks.support_y, tasks.query_x)
-    with pytest.raises(FloatingPointError, match="begins with test task 0.*inner step 1"):
+    with pytest.raises(
+        FloatingPointError, match="begins with test task 0.*inner step 1"
+    ):
         evaluate(learner, tasks)

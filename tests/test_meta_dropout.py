@@ -27,7 +27,9 @@ def check_same_task_same_mask(layer):
 
 def check_support_and_query_share_it(layer):
     started(layer)
-    assert torch.equal(layer(torch.ones(SHAPE))[:1], layer(torch.ones(3, *SHAPE[1:]), query=True)[:1])
+    assert torch.equal(
+        layer(torch.ones(SHAPE))[:1], layer(torch.ones(3, *SHAPE[1:]), query=True)[:1]
+    )
 
 
 def check_samples_share_it(layer):
@@ -48,7 +50,9 @@ def check_off_in_eval(layer):
 def check_expectation(layer):
     x = torch.ones(SHAPE)
     mean = torch.stack([started(layer)(x)[0] for _ in range(200)]).mean()
-    assert abs(mean - 1) < 0.02, "200 tasks of 800 elements: five standard errors are below 0.01"
+    assert abs(mean - 1) < 0.02, (
+        "200 tasks of 800 elements: five standard errors are below 0.01"
+    )
 
 
 def check_gradients_masked_alike(layer):
@@ -59,7 +63,9 @@ def check_gradients_masked_alike(layer):
     assert (gradient != 0).any() and (gradient == 0).any()
 
 
-CHECKS = [value for name, value in sorted(globals().items()) if name.startswith("check_")]
+CHECKS = [
+    value for name, value in sorted(globals().items()) if name.startswith("check_")
+]
 
 
 class NeverApplied(MetaDropout):
@@ -150,15 +156,23 @@ def test_task_i_mask_never_touches_task_j():
 
 def test_mask_depends_on_seed_task_and_site():
     reference = started(MetaDropout(0.3, seed=1, site=2), task=7).mask
-    assert torch.equal(reference, started(MetaDropout(0.3, seed=1, site=2), task=7).mask)
+    assert torch.equal(
+        reference, started(MetaDropout(0.3, seed=1, site=2), task=7).mask
+    )
     for seed, site, task in ((2, 2, 7), (1, 3, 7), (1, 2, 8)):
-        assert not torch.equal(reference, started(MetaDropout(0.3, seed=seed, site=site), task=task).mask)
+        assert not torch.equal(
+            reference, started(MetaDropout(0.3, seed=seed, site=site), task=task).mask
+        )
 
 
 def test_whole_channels():
     layer = started(MetaDropout(0.4, whole_channels=True))
     y = layer(torch.ones(SHAPE))
-    assert (y.flatten(2).min(2).values == y.flatten(2).max(2).values).all() and (y == 0).any() and (y > 0).any()
+    assert (
+        (y.flatten(2).min(2).values == y.flatten(2).max(2).values).all()
+        and (y == 0).any()
+        and (y > 0).any()
+    )
 
 
 class TestArms:
@@ -166,7 +180,12 @@ class TestArms:
 
     def passes(self, arm):
         layer = started(MetaDropout(0.3, arm))
-        return layer(self.x), layer(self.x), layer(self.x, query=True), layer(self.x, query=True)
+        return (
+            layer(self.x),
+            layer(self.x),
+            layer(self.x, query=True),
+            layer(self.x, query=True),
+        )
 
     def test_none(self):
         assert all(torch.equal(y, self.x) for y in self.passes("none"))
@@ -182,12 +201,20 @@ class TestArms:
 
     def test_separate_holds_one_for_support_and_one_for_query(self):
         support, again, query, query_again = self.passes("separate")
-        assert torch.equal(support, again) and torch.equal(query, query_again) and not torch.equal(support, query)
-        assert torch.equal(support, self.passes("meta")[0]), "the support mask is that of the arm 'meta'"
+        assert (
+            torch.equal(support, again)
+            and torch.equal(query, query_again)
+            and not torch.equal(support, query)
+        )
+        assert torch.equal(support, self.passes("meta")[0]), (
+            "the support mask is that of the arm 'meta'"
+        )
 
     def test_support_leaves_the_query_clean(self):
         support, again, query, _ = self.passes("support")
-        assert torch.equal(support, self.passes("meta")[0]) and torch.equal(support, again)
+        assert torch.equal(support, self.passes("meta")[0]) and torch.equal(
+            support, again
+        )
         assert torch.equal(query, self.x)
 
 
@@ -225,7 +252,12 @@ def test_unknown_arm():
 
 @pytest.mark.parametrize(
     ("started_with", "arrives"),
-    [(SHAPE, (6, 8, 9, 10)), (SHAPE, (6, 4, 10, 10)), ((3, *SHAPE), (4, *SHAPE)), (SHAPE, (2, *SHAPE))],
+    [
+        (SHAPE, (6, 8, 9, 10)),
+        (SHAPE, (6, 4, 10, 10)),
+        ((3, *SHAPE), (4, *SHAPE)),
+        (SHAPE, (2, *SHAPE)),
+    ],
 )
 def test_a_mask_that_does_not_fit_is_an_error(started_with, arrives):
     layer = MetaDropout(0.3)

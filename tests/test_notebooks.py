@@ -24,7 +24,11 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def code_cells(notebook, slow: bool = True):
-    return [c for c in notebook.cells if c.cell_type == "code" and (slow or "#| slow" not in c.source)]
+    return [
+        c
+        for c in notebook.cells
+        if c.cell_type == "code" and (slow or "#| slow" not in c.source)
+    ]
 
 
 def shown(cell) -> str:
@@ -37,7 +41,9 @@ def shown(cell) -> str:
             continue  # the interactive figure, which test_interactive.py compares
         elif "image/png" not in output.get("data", {}):
             kinds = ("text/markdown", "text/html", "text/plain")
-            parts.append(next((output.data[kind] for kind in kinds if kind in output.data), ""))
+            parts.append(
+                next((output.data[kind] for kind in kinds if kind in output.data), "")
+            )
     return "\n".join(parts)
 
 
@@ -52,12 +58,17 @@ def same_text(stored: str, now: str, tolerance: float = 0.02) -> bool:
     if NUMBER.sub("#", stored) != NUMBER.sub("#", now):
         return False
     pairs = zip(NUMBER.findall(stored), NUMBER.findall(now), strict=True)
-    return all(abs(float(a) - float(b)) <= tolerance * max(abs(float(a)), abs(float(b)), 1) for a, b in pairs)
+    return all(
+        abs(float(a) - float(b)) <= tolerance * max(abs(float(a)), abs(float(b)), 1)
+        for a, b in pairs
+    )
 
 
 def exercise_cells(notebook) -> list:
     "Cells that fail unless each checker refuses its stub, saying something helpful, and accepts its solution."
-    prose = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    prose = "\n\n".join(
+        cell.source for cell in notebook.cells if cell.cell_type == "markdown"
+    )
     cells = []
     for number, text in enumerate(SOLUTION.findall(prose), start=1):
         solution = "\n".join(FENCE.findall(text))
@@ -74,8 +85,16 @@ def exercise_cells(notebook) -> list:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_five_exercises_with_hints_and_solutions(path):
-    prose = "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
-    assert sorted(kind for _, kind in EXERCISE.findall(prose)) == ["open", "quick", "quick", "real", "real"]
+    prose = "\n\n".join(
+        cell.source for cell in read(path).cells if cell.cell_type == "markdown"
+    )
+    assert sorted(kind for _, kind in EXERCISE.findall(prose)) == [
+        "open",
+        "quick",
+        "quick",
+        "real",
+        "real",
+    ]
     assert len(SOLUTION.findall(prose)) == prose.count("<summary>Hint</summary>") == 5
 
 
@@ -84,27 +103,46 @@ def test_runs_top_to_bottom_and_shows_what_is_stored(path):
     stored = read(path)
     fresh = read(path)
     exercises = exercise_cells(fresh)
-    fresh.cells = [c for c in fresh.cells if c.cell_type != "code" or "#| slow" not in c.source] + exercises
-    env = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    client = NotebookClient(fresh, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}})
+    fresh.cells = [
+        c for c in fresh.cells if c.cell_type != "code" or "#| slow" not in c.source
+    ] + exercises
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+    }
+    client = NotebookClient(
+        fresh,
+        timeout=300,
+        kernel_name="python3",
+        resources={"metadata": {"path": path.parent}},
+    )
     try:
         client.execute(env=env)
     except CellExecutionError as error:
         pytest.fail(f"{path.name}: {error}", pytrace=False)
     tolerance = 0.02
-    for before, now in zip(code_cells(stored, slow=False), code_cells(fresh), strict=False):
+    for before, now in zip(
+        code_cells(stored, slow=False), code_cells(fresh), strict=False
+    ):
         if TRAINS.search(before.source):
             tolerance = 0.3  # from here on: training amplifies what rounding begins
         if "#| timing" not in before.source:
             change = f"{path.name}: this cell\n{before.source}\nshows\n{shown(now)}\nbut stored is\n{shown(before)}"
             assert same_text(shown(before), shown(now), tolerance), change
-            pictures = [sum("image/png" in o.get("data", {}) for o in c.outputs) for c in (before, now)]
-            assert pictures[0] == pictures[1], f"{path.name}: run the chapter and store its outputs:\n{before.source}"
+            pictures = [
+                sum("image/png" in o.get("data", {}) for o in c.outputs)
+                for c in (before, now)
+            ]
+            assert pictures[0] == pictures[1], (
+                f"{path.name}: run the chapter and store its outputs:\n{before.source}"
+            )
 
 
 def test_the_comparison_of_outputs_can_fail():
     assert same_text("loss 1.000, 3 of 4", "loss 1.001, 3 of 4")
-    assert not same_text("loss 1.00", "loss 1.10") and not same_text("helps 1", "hurts 1")
+    assert not same_text("loss 1.00", "loss 1.10") and not same_text(
+        "helps 1", "hurts 1"
+    )
     assert same_text("80 %", "70 %", 0.3) and not same_text("80 %", "40 %", 0.3)
 
 
@@ -112,17 +150,31 @@ def test_module_is_what_the_notebooks_export(tmp_path):
     "nbdev_export, in a copy, changes nothing."
     for name in ("settings.ini", "setup.py", "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    subprocess.run(["cp", "-r", ROOT / "nbs", ROOT / "metadropout_nb", tmp_path], check=True)
+    subprocess.run(
+        ["cp", "-r", ROOT / "nbs", ROOT / "metadropout_nb", tmp_path], check=True
+    )
     for file in (tmp_path / "metadropout_nb").glob("*.py"):
         if file.name != "__init__.py":
             file.unlink()
     env = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
-    subprocess.run([Path(sys.executable).with_name("nbdev_export")], cwd=tmp_path, check=True, env=env)
-    exported = {file.name: file.read_text() for file in (tmp_path / "metadropout_nb").glob("*.py")}
-    committed = {file.name: file.read_text() for file in (ROOT / "metadropout_nb").glob("*.py")}
+    subprocess.run(
+        [Path(sys.executable).with_name("nbdev_export")],
+        cwd=tmp_path,
+        check=True,
+        env=env,
+    )
+    exported = {
+        file.name: file.read_text()
+        for file in (tmp_path / "metadropout_nb").glob("*.py")
+    }
+    committed = {
+        file.name: file.read_text() for file in (ROOT / "metadropout_nb").glob("*.py")
+    }
     assert exported.keys() == committed.keys()
     for name in committed:
-        assert exported[name] == committed[name], f"{name} is not what the notebooks export: run nbdev_export"
+        assert exported[name] == committed[name], (
+            f"{name} is not what the notebooks export: run nbdev_export"
+        )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -151,5 +203,10 @@ def test_formatted_and_free_of_lint():
 
 
 def test_types():
-    result = subprocess.run([Path(sys.executable).with_name("mypy")], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [Path(sys.executable).with_name("mypy")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout + result.stderr

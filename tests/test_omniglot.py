@@ -11,7 +11,14 @@ import torch
 from PIL import Image
 
 from metadropout_nb import omniglot
-from metadropout_nb.omniglot import Characters, glyphs, load_folder, load_omniglot, resize, rotate
+from metadropout_nb.omniglot import (
+    Characters,
+    glyphs,
+    load_folder,
+    load_omniglot,
+    resize,
+    rotate,
+)
 
 SPLIT = "images_background"
 
@@ -46,19 +53,29 @@ def zipped(tree, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*of Omniglot's")
 class TestLoadOmniglot:
-    def test_plain_tree_torchvision_tree_and_zip_give_the_same(self, tree, zipped, cache, tmp_path):
+    def test_plain_tree_torchvision_tree_and_zip_give_the_same(
+        self, tree, zipped, cache, tmp_path
+    ):
         (tmp_path / "tv").mkdir()
         (tmp_path / "tv" / "omniglot-py").symlink_to(tree)
-        loaded = [load_omniglot(root, size=20) for root in (tree, zipped, tmp_path / "tv")]
+        loaded = [
+            load_omniglot(root, size=20) for root in (tree, zipped, tmp_path / "tv")
+        ]
         assert loaded[0].names == ("A/character01", "A/character02", "B/character01")
         assert loaded[0].images.shape == (3, 2, 20, 20)
-        assert loaded[0].images[0, 0, 0, 0] == 255 and loaded[0].images.sum() == 6 * 255, "ink is high, paper 0"
+        assert (
+            loaded[0].images[0, 0, 0, 0] == 255 and loaded[0].images.sum() == 6 * 255
+        ), "ink is high, paper 0"
         for other in loaded[1:]:
-            assert other.names == loaded[0].names and torch.equal(other.images, loaded[0].images)
+            assert other.names == loaded[0].names and torch.equal(
+                other.images, loaded[0].images
+            )
 
     def test_second_load_reads_the_cache(self, zipped, cache, monkeypatch):
         first = load_omniglot(zipped, size=20)
-        monkeypatch.setattr(omniglot, "_read_zip", lambda path: pytest.fail("decoded again"))
+        monkeypatch.setattr(
+            omniglot, "_read_zip", lambda path: pytest.fail("decoded again")
+        )
         assert torch.equal(load_omniglot(zipped, size=20).images, first.images)
 
     def test_a_changed_source_is_decoded_again(self, tree, cache):
@@ -78,7 +95,9 @@ class TestLoadOmniglot:
     def test_pickles_in_a_cache_are_not_loaded(self, zipped, cache):
         good = load_omniglot(zipped, size=20)
         (file,) = cache.glob("*.npz")
-        np.savez(file, images=np.array([{"evil": 1}], dtype=object), names=np.array(["x"]))
+        np.savez(
+            file, images=np.array([{"evil": 1}], dtype=object), names=np.array(["x"])
+        )
         with pytest.warns(UserWarning, match="damaged"):
             assert torch.equal(load_omniglot(zipped, size=20).images, good.images)
 
@@ -90,7 +109,9 @@ class TestLoadOmniglot:
         assert not list(cache.glob("*")), "nothing half-written"
 
     def test_missing_split(self, tree, cache):
-        with pytest.raises(FileNotFoundError, match="images_evaluation.*METADROPOUT_DATA.*glyphs"):
+        with pytest.raises(
+            FileNotFoundError, match="images_evaluation.*METADROPOUT_DATA.*glyphs"
+        ):
             load_omniglot(tree, background=False)
 
     def test_environment_variable(self, tree, cache, monkeypatch):
@@ -101,7 +122,9 @@ class TestLoadOmniglot:
             load_omniglot(size=20)
 
     def test_nothing_there_and_no_download(self, cache):
-        with pytest.raises(FileNotFoundError, match="download=False.*METADROPOUT_DATA.*glyphs"):
+        with pytest.raises(
+            FileNotFoundError, match="download=False.*METADROPOUT_DATA.*glyphs"
+        ):
             load_omniglot(download=False)
 
     def test_download_that_fails_midway_leaves_nothing(self, cache, monkeypatch):
@@ -110,7 +133,9 @@ class TestLoadOmniglot:
             raise OSError("connection lost")
 
         monkeypatch.setattr("torchvision.datasets.Omniglot", fail)
-        with pytest.raises(ConnectionError, match="connection lost.*METADROPOUT_DATA.*glyphs"):
+        with pytest.raises(
+            ConnectionError, match="connection lost.*METADROPOUT_DATA.*glyphs"
+        ):
             load_omniglot(size=20)
         assert not list(cache.iterdir())
 
@@ -120,7 +145,10 @@ class TestLoadOmniglot:
 
         monkeypatch.setattr("torchvision.datasets.Omniglot", fetch)
         assert len(load_omniglot(size=20)) == 3
-        monkeypatch.setattr("torchvision.datasets.Omniglot", lambda *a, **k: pytest.fail("downloaded twice"))
+        monkeypatch.setattr(
+            "torchvision.datasets.Omniglot",
+            lambda *a, **k: pytest.fail("downloaded twice"),
+        )
         assert len(load_omniglot(size=20)) == 3
 
     def test_two_downloads_at_a_time(self, cache, tree, monkeypatch):
@@ -147,42 +175,75 @@ def png(width=20, height=20) -> bytes:
     "The header says what it is told to, the pixels are those of a blank 20 x 20."
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data))
+            + kind
+            + data
+            + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     pixels = zlib.compress((b"\0" + b"\xff" * 20) * 20)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*of Omniglot's")
 class TestHostileZips:
     def load(self, folder, *entries):
         folder.mkdir()
-        with zipfile.ZipFile(folder / f"{SPLIT}.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(
+            folder / f"{SPLIT}.zip", "w", zipfile.ZIP_DEFLATED
+        ) as archive:
             for name, content in entries:
                 archive.writestr(name, content)
         return load_omniglot(folder, size=20)
 
     def refused(self, tmp_path, cache, message, *entries):
-        with pytest.raises(ValueError, match=rf"{SPLIT}\.zip is damaged or incomplete.*{message}"):
+        with pytest.raises(
+            ValueError, match=rf"{SPLIT}\.zip is damaged or incomplete.*{message}"
+        ):
             self.load(tmp_path / "source", *entries)
         assert not list(cache.glob("*")), "nothing half-written"
 
     def test_names_that_climb_out_lead_nowhere(self, tmp_path, cache):
-        names = ["../../evil.png", "/evil.png", f"{SPLIT}/A/../../../../evil.png", "C:\\evil\\evil.png"]
+        names = [
+            "../../evil.png",
+            "/evil.png",
+            f"{SPLIT}/A/../../../../evil.png",
+            "C:\\evil\\evil.png",
+        ]
         self.load(tmp_path / "source", *((name, png()) for name in names))
-        assert not list(tmp_path.parent.rglob("evil*")) and not Path("/evil.png").exists()
-        assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file())[1:] == [f"{SPLIT}.zip"]
+        assert (
+            not list(tmp_path.parent.rglob("evil*")) and not Path("/evil.png").exists()
+        )
+        assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file())[1:] == [
+            f"{SPLIT}.zip"
+        ]
 
     def test_symlinks_are_not_followed(self, tmp_path, cache):
         draw(tmp_path / "secret.png")
         link = zipfile.ZipInfo(f"{SPLIT}/A/c/1.png")
         link.external_attr = 0o120777 << 16
-        self.refused(tmp_path, cache, "A/c/1.png cannot be read", (link, str(tmp_path / "secret.png")))
+        self.refused(
+            tmp_path,
+            cache,
+            "A/c/1.png cannot be read",
+            (link, str(tmp_path / "secret.png")),
+        )
 
     @pytest.mark.parametrize("side", [100_000, 2**31 - 1])
     def test_one_png_of_absurd_size(self, tmp_path, cache, side):
-        self.refused(tmp_path, cache, "A/c/1.png cannot be read.*Bomb", (f"{SPLIT}/A/c/1.png", png(side, side)))
+        self.refused(
+            tmp_path,
+            cache,
+            "A/c/1.png cannot be read.*Bomb",
+            (f"{SPLIT}/A/c/1.png", png(side, side)),
+        )
 
     def test_many_pngs_that_are_too_much_together(self, tmp_path, cache, monkeypatch):
         "Each could be decoded; the fifth is refused by its header."
@@ -190,7 +251,9 @@ class TestHostileZips:
         entries = [(f"{SPLIT}/A/c/{i}.png", png()) for i in range(9)]
         self.refused(tmp_path, cache, r"A/c/5\.png.*more than 2,000 bytes", *entries)
 
-    def test_it_is_asked_how_much_it_unpacks_to_before_it_is_unpacked(self, tmp_path, cache, monkeypatch):
+    def test_it_is_asked_how_much_it_unpacks_to_before_it_is_unpacked(
+        self, tmp_path, cache, monkeypatch
+    ):
         monkeypatch.setattr(omniglot, "MOST_BYTES", 10**6)
         monkeypatch.setattr(omniglot, "_decode", lambda *_: pytest.fail("decoded"))
         entry = (f"{SPLIT}/A/c/1.png", png() + bytes(10**6))
@@ -199,11 +262,22 @@ class TestHostileZips:
     def test_other_formats_are_not_tried(self, tmp_path, cache):
         "A decoder of PostScript, say, would start another program."
         script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
-        self.refused(tmp_path, cache, "A/c/1.png cannot be read.*cannot identify", (f"{SPLIT}/A/c/1.png", script))
+        self.refused(
+            tmp_path,
+            cache,
+            "A/c/1.png cannot be read.*cannot identify",
+            (f"{SPLIT}/A/c/1.png", script),
+        )
 
-    @pytest.mark.parametrize("damage", [b"", b"not an image", png()[:50], png()[:33] + png()[40:]], ids=range(4))
+    @pytest.mark.parametrize(
+        "damage",
+        [b"", b"not an image", png()[:50], png()[:33] + png()[40:]],
+        ids=range(4),
+    )
     def test_a_corrupt_image_is_named(self, tmp_path, cache, damage):
-        self.refused(tmp_path, cache, "A/c/1.png cannot be read", (f"{SPLIT}/A/c/1.png", damage))
+        self.refused(
+            tmp_path, cache, "A/c/1.png cannot be read", (f"{SPLIT}/A/c/1.png", damage)
+        )
 
     def test_no_damage_to_the_zip_is_another_error(self, tmp_path, cache):
         "Every byte of it in turn: what cannot be loaded is refused by name, whatever zipfile makes of it."
@@ -241,7 +315,9 @@ class TestCache:
                 warnings.simplefilter("ignore")
                 loaded = omniglot._load_cached(file)
             found[loaded is None] += 1
-            assert loaded is None or (torch.equal(loaded.images, good.images) and loaded.names == good.names)
+            assert loaded is None or (
+                torch.equal(loaded.images, good.images) and loaded.names == good.names
+            )
         assert found[True] > 250 and found[False]
 
     @pytest.mark.parametrize(
@@ -261,7 +337,9 @@ class TestCache:
 
     @pytest.mark.filterwarnings("ignore:.*of Omniglot's")
     @pytest.mark.parametrize("room", [0, 1000])
-    def test_a_full_disk_is_only_a_warning_and_leaves_nothing(self, tree, cache, full_disk, room):
+    def test_a_full_disk_is_only_a_warning_and_leaves_nothing(
+        self, tree, cache, full_disk, room
+    ):
         cache.mkdir()
         with full_disk(room), pytest.warns(UserWarning, match="not cached.*too large"):
             loaded = load_omniglot(tree, size=20)
@@ -283,10 +361,19 @@ class TestCache:
 
 
 def test_real_omniglot(omniglot_root, cache):
-    background, evaluation = (load_omniglot(omniglot_root, b, size=28) for b in (True, False))
-    assert background.images.shape == (964, 20, 28, 28) and evaluation.images.shape == (659, 20, 28, 28)
+    background, evaluation = (
+        load_omniglot(omniglot_root, b, size=28) for b in (True, False)
+    )
+    assert background.images.shape == (964, 20, 28, 28) and evaluation.images.shape == (
+        659,
+        20,
+        28,
+        28,
+    )
     assert background.images.dtype == torch.uint8
-    assert not set(background.names) & set(evaluation.names), "training and test characters are disjoint"
+    assert not set(background.names) & set(evaluation.names), (
+        "training and test characters are disjoint"
+    )
     assert 0.02 < background.images.float().mean() / 255 < 0.2, "ink is high and scarce"
 
 
@@ -295,7 +382,12 @@ class TestLoadFolder:
         draw(tmp_path / "one" / "a.png", size=(24, 24))
         draw(tmp_path / "set" / "two" / "a.jpg", size=(24, 24))
         characters = load_folder(tmp_path, size=None)
-        assert characters.names == ("one", "set/two") and characters.images.shape == (2, 1, 24, 24)
+        assert characters.names == ("one", "set/two") and characters.images.shape == (
+            2,
+            1,
+            24,
+            24,
+        )
         assert load_folder(tmp_path, size=12).images.shape == (2, 1, 12, 12)
 
     def test_missing_empty_mixed_uneven_and_unreadable(self, tmp_path):
@@ -340,7 +432,9 @@ class TestGlyphs:
     def test_drawings_and_classes_differ(self):
         images = glyphs(6, 4, size=28).images.float().flatten(2)
         same = torch.cdist(images, images)
-        assert (same + 1e9 * torch.eye(4)).min() > 0, "no two drawings of a class are equal"
+        assert (same + 1e9 * torch.eye(4)).min() > 0, (
+            "no two drawings of a class are equal"
+        )
         means = images.mean(1)
         assert torch.cdist(means, means)[0, 1:].min() > 100
 
@@ -364,7 +458,10 @@ def test_selecting_classes_keeps_names_and_images_together(characters):
 
 
 def test_resize_is_an_area_average():
-    image = torch.tensor([[0, 255, 0, 0], [255, 255, 0, 0], [0, 0, 0, 0], [0, 0, 0, 255]], dtype=torch.uint8)
+    image = torch.tensor(
+        [[0, 255, 0, 0], [255, 255, 0, 0], [0, 0, 0, 0], [0, 0, 0, 255]],
+        dtype=torch.uint8,
+    )
     assert resize(image[None, None], 2)[0, 0].tolist() == [[191, 0], [0, 64]]
 
 

@@ -67,18 +67,33 @@ batches = st.integers(1, 4)
 indices = st.integers(0, 2**40)
 
 
-@given(layers(), shapes, st.none() | batches, indices, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_a_mask_has_the_shape_the_values_and_the_type_that_it_should(layer, shape, batch, task, dtype):
+@given(
+    layers(),
+    shapes,
+    st.none() | batches,
+    indices,
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+)
+def test_a_mask_has_the_shape_the_values_and_the_type_that_it_should(
+    layer, shape, batch, task, dtype
+):
     layer.reset_mask((batch, *shape) if batch else shape, dtype=dtype, task=task)
     held = [name for name, mask in layer.named_buffers() if mask is not None]
-    wanted = {"meta": ["mask"], "support": ["mask"], "separate": ["mask", "query_mask"]}.get(layer.dropout, [])
+    wanted = {
+        "meta": ["mask"],
+        "support": ["mask"],
+        "separate": ["mask", "query_mask"],
+    }.get(layer.dropout, [])
     assert held == (wanted if layer.p else [])
     _, channels, height, width = shape
     features = (channels, 1, 1) if layer.whole_channels else (channels, height, width)
     kept = 1 / (1 - layer.p) if layer.scaled else 1.0
     for name in held:
         mask = getattr(layer, name)
-        assert mask.shape == ((batch, 1, *features) if batch else (1, *features)) and mask.dtype == dtype
+        assert (
+            mask.shape == ((batch, 1, *features) if batch else (1, *features))
+            and mask.dtype == dtype
+        )
         size = torch.finfo(dtype).eps * kept
         assert ((mask == 0) | ((mask.double() - kept).abs() <= size)).all()
 
@@ -90,17 +105,27 @@ def test_the_mean_is_one_and_tasks_sites_and_seeds_are_independent(layer, task):
     shape, kept = (1, 8, 16, 16), 1 / (1 - layer.p) if layer.scaled else 1
 
     def dropped(**changes):
-        other = MetaDropout(layer.p, layer.dropout, False, **{"seed": layer.seed, "site": layer.site} | changes)
+        other = MetaDropout(
+            layer.p,
+            layer.dropout,
+            False,
+            **{"seed": layer.seed, "site": layer.site} | changes,
+        )
         other.reset_mask((3, *shape), task=task)
         return other.mask == 0
 
     layer.reset_mask((3, *shape), task=task)
     first = layer.mask == 0
     assert plausible(first.sum(), first.numel(), layer.p)
-    error = 7 * np.sqrt(layer.p * (1 - layer.p) / first.numel()) + 1 / first.numel()  # binomial
+    error = (
+        7 * np.sqrt(layer.p * (1 - layer.p) / first.numel()) + 1 / first.numel()
+    )  # binomial
     assert abs(layer.mask.double().mean() / kept - (1 - layer.p)) < error
     pairs = [(first[i], first[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
-    pairs += [(first, dropped(site=layer.site + 1)), (first, dropped(seed=layer.seed + 1))]
+    pairs += [
+        (first, dropped(site=layer.site + 1)),
+        (first, dropped(seed=layer.seed + 1)),
+    ]
     for a, b in pairs:
         assert plausible((a & b).sum(), a.numel(), layer.p**2)
 
@@ -124,8 +149,17 @@ def test_who_shares_a_mask_with_whom(layer, task):
     "Two support and two query samples of one task, and each again: equal within groups, independent between them."
     x = torch.ones(2, 8, 12, 12)
     layer.reset_mask(x.shape, task=task)
-    passes = {"s": layer(x), "q": layer(x, query=True), "s'": layer(x), "q'": layer(x, query=True)}
-    seen = {f"{name}{i}": samples[i] == 0 for name, samples in passes.items() for i in range(2)}
+    passes = {
+        "s": layer(x),
+        "q": layer(x, query=True),
+        "s'": layer(x),
+        "q'": layer(x, query=True),
+    }
+    seen = {
+        f"{name}{i}": samples[i] == 0
+        for name, samples in passes.items()
+        for i in range(2)
+    }
     one, other = ["s0", "s1", "s'0", "s'1"], ["q0", "q1", "q'0", "q'1"]
     groups = {
         "none": [one + other],
@@ -140,7 +174,9 @@ def test_who_shares_a_mask_with_whom(layer, task):
         assert seen[group[0]].any() == (group[0] not in clean)
         for another in groups:
             if group[0] < another[0] and not {group[0], another[0]} & set(clean):
-                assert plausible((seen[group[0]] & seen[another[0]]).sum(), x[0].numel(), 0.25)
+                assert plausible(
+                    (seen[group[0]] & seen[another[0]]).sum(), x[0].numel(), 0.25
+                )
 
 
 # --- tasks ---
@@ -148,8 +184,12 @@ def test_who_shares_a_mask_with_whom(layer, task):
 
 def numbered(classes: int, drawings: int) -> Characters:
     "Every image says who it is: one pixel is its class, the other its drawing."
-    images = torch.stack(torch.meshgrid(torch.arange(classes), torch.arange(drawings), indexing="ij"), -1)
-    return Characters(images.to(torch.uint8).unsqueeze(2), tuple(map(str, range(classes))))
+    images = torch.stack(
+        torch.meshgrid(torch.arange(classes), torch.arange(drawings), indexing="ij"), -1
+    )
+    return Characters(
+        images.to(torch.uint8).unsqueeze(2), tuple(map(str, range(classes)))
+    )
 
 
 def same(a: TaskBatch, b: TaskBatch) -> bool:
@@ -160,24 +200,40 @@ small = st.integers(0, 7)
 seeds = st.integers(0, 2**63 - 1)
 
 
-@given(st.integers(1, 9), st.integers(1, 12), small, small, small, seeds, st.integers(1, 5))
+@given(
+    st.integers(1, 9), st.integers(1, 12), small, small, small, seeds, st.integers(1, 5)
+)
 def test_a_task_is_fair_or_refused(classes, drawings, way, shot, query, seed, n_tasks):
     characters = numbered(classes, drawings)
-    if not (1 <= way <= classes and shot >= 1 and query >= 1 and shot + query <= drawings):
+    if not (
+        1 <= way <= classes and shot >= 1 and query >= 1 and shot + query <= drawings
+    ):
         with pytest.raises(ValueError, match="need|at least 1"):
             TaskSampler(characters, way, shot, query, seed)
         return
-    for task in map(TaskSampler(characters, way, shot, query, seed).sample(n_tasks).__getitem__, range(n_tasks)):
+    for task in map(
+        TaskSampler(characters, way, shot, query, seed).sample(n_tasks).__getitem__,
+        range(n_tasks),
+    ):
         assert len(set(task.classes.tolist())) == way == len(task.classes)
         samples = []
-        for images, labels, each in ((task.support, task.support_y, shot), (task.query, task.query_y, query)):
+        for images, labels, each in (
+            (task.support, task.support_y, shot),
+            (task.query, task.query_y, query),
+        ):
             assert labels.bincount(minlength=way).tolist() == [each] * way
-            assert torch.equal(images[:, 0, 0].long(), task.classes[labels]), "the label is that of the drawing's class"
+            assert torch.equal(images[:, 0, 0].long(), task.classes[labels]), (
+                "the label is that of the drawing's class"
+            )
             samples += map(tuple, images[:, 0].tolist())
-        assert len(set(samples)) == len(samples) == way * (shot + query), "no drawing twice, nor on both sides"
+        assert len(set(samples)) == len(samples) == way * (shot + query), (
+            "no drawing twice, nor on both sides"
+        )
 
 
-@given(seeds, st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2**40))
+@given(
+    seeds, st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2**40)
+)
 def test_task_i_is_the_same_whatever_came_before(seed, parts, first):
     def sampler():
         made = TaskSampler(numbered(9, 6), 3, 2, 2, seed)
@@ -200,7 +256,9 @@ def test_task_i_is_the_same_whatever_came_before(seed, parts, first):
 @dataclass
 class File:
     content: bytes
-    pixels: np.ndarray | None  # ink high, as it should come back; None: no sound image of 8 bits a channel
+    pixels: (
+        np.ndarray | None
+    )  # ink high, as it should come back; None: no sound image of 8 bits a channel
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:
@@ -216,14 +274,26 @@ def files(draw, size):
         size = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
     gray = draw(arrays.arrays(np.uint8, size))
     image = Image.fromarray(gray)
-    kind = draw(st.sampled_from(["L"] * 8 + ["RGB", "RGBA", "LA", "P", "1", "I;16", "cut", "text", "empty", "GIF"]))
+    kind = draw(
+        st.sampled_from(
+            ["L"] * 8
+            + ["RGB", "RGBA", "LA", "P", "1", "I;16", "cut", "text", "empty", "GIF"]
+        )
+    )
     if kind == "GIF":
         return File(encoded(image, "GIF"), None)
     if kind == "I;16":
         return File(encoded(Image.fromarray(gray.astype(np.uint16)), "PNG"), None)
     if kind in ("cut", "text", "empty"):
         whole = encoded(image, "PNG")
-        return File({"cut": whole[: draw(st.integers(1, 50))], "text": b"no image", "empty": b""}[kind], None)
+        return File(
+            {
+                "cut": whole[: draw(st.integers(1, 50))],
+                "text": b"no image",
+                "empty": b"",
+            }[kind],
+            None,
+        )
     if kind == "P":  # a palette of grays, so that nothing is lost
         image.putpalette([value for value in range(256) for _ in range(3)])
         return File(encoded(image, "PNG"), 255 - gray)
@@ -242,7 +312,10 @@ def trees(draw, names=names):
     tree = {}
     for name in draw(st.lists(names, unique=True, max_size=4)):
         n = draw(st.integers(1, 3)) if draw(st.integers(0, 9)) == 0 else drawings
-        tree |= {f"{name}/{i}{draw(st.sampled_from(['.png', '.PNG']))}": draw(files(size)) for i in range(n)}
+        tree |= {
+            f"{name}/{i}{draw(st.sampled_from(['.png', '.PNG']))}": draw(files(size))
+            for i in range(n)
+        }
         if draw(st.booleans()):
             tree[f"{name}/notes.txt"] = File(b"not a drawing", None)
     return tree
@@ -256,7 +329,11 @@ def write(tree: dict[str, File], root: Path) -> None:
 
 def what_it_holds(tree: dict[str, File]) -> dict[str, list[np.ndarray]] | None:
     "Pixels by class in the order of their names; None where the tree is not one that can be loaded."
-    drawings = {name: file.pixels for name, file in tree.items() if name.lower().endswith(".png")}
+    drawings = {
+        name: file.pixels
+        for name, file in tree.items()
+        if name.lower().endswith(".png")
+    }
     if not drawings or any(pixels is None for pixels in drawings.values()):
         return None
     classes: dict[str, list[np.ndarray]] = {}
@@ -285,7 +362,10 @@ def test_a_folder_is_loaded_or_refused_by_name(tree, size):
     assert loaded.names == tuple(holds)
     first = next(iter(holds.values()))
     side = size or len(first[0])
-    assert loaded.images.shape == (len(holds), len(first), side, side) and loaded.images.dtype == torch.uint8
+    assert (
+        loaded.images.shape == (len(holds), len(first), side, side)
+        and loaded.images.dtype == torch.uint8
+    )
     if side == len(first[0]):
         for images, pixels in zip(loaded.images, holds.values(), strict=True):
             assert np.array_equal(images, np.stack(pixels))
@@ -293,7 +373,11 @@ def test_a_folder_is_loaded_or_refused_by_name(tree, size):
 
 png = encoded(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)), "PNG")
 jpeg = encoded(Image.new("L", (8, 8), 99), "JPEG")
-edits = st.lists(st.tuples(st.integers(0, 999), st.binary(max_size=4), st.integers(0, 4)), min_size=1, max_size=4)
+edits = st.lists(
+    st.tuples(st.integers(0, 999), st.binary(max_size=4), st.integers(0, 4)),
+    min_size=1,
+    max_size=4,
+)
 
 
 def edited(content: bytes, edits: list[tuple[int, bytes, int]]) -> bytes:
@@ -325,8 +409,15 @@ def test_whatever_happened_to_an_image_it_is_read_or_refused_by_name(content, ed
 def test_nor_does_it_help_that_lengths_and_checksums_are_right(of_header, of_pixels):
     "So that the decoder reads on, and believes in images of any size."
     parts = [edited(png[12:29], of_header), edited(png[37:-16], of_pixels), png[-8:-4]]
-    assert [part[:4] for part in (png[12:29], png[37:-16], png[-8:-4])] == [b"IHDR", b"IDAT", b"IEND"]
-    chunks = [struct.pack(">i", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p)) for p in parts]
+    assert [part[:4] for part in (png[12:29], png[37:-16], png[-8:-4])] == [
+        b"IHDR",
+        b"IDAT",
+        b"IEND",
+    ]
+    chunks = [
+        struct.pack(">i", len(p) - 4) + p + struct.pack(">I", zlib.crc32(p))
+        for p in parts
+    ]
     read_or_refused_by_name(png[:8] + b"".join(chunks))
 
 
@@ -346,7 +437,9 @@ def test_a_zip_gives_what_its_folder_gives(tree):
                 with zipfile.ZipFile(f"{split}.zip", "w") as archive:
                     for path, file in tree.items():
                         archive.writestr(f"images_background/{path}", file.content)
-            with mock.patch.object(omniglot, "user_cache_path", lambda _, root=root: root / "cache"):
+            with mock.patch.object(
+                omniglot, "user_cache_path", lambda _, root=root: root / "cache"
+            ):
                 try:
                     tried.append(load_omniglot(root, size=4))
                 except ValueError as error:
@@ -354,13 +447,17 @@ def test_a_zip_gives_what_its_folder_gives(tree):
                     tried.append(None)
     plain, zipped = tried
     assert (plain is None) == (zipped is None) == (what_it_holds(tree) is None)
-    assert plain is None or (plain.names == zipped.names and torch.equal(plain.images, zipped.images))
+    assert plain is None or (
+        plain.names == zipped.names and torch.equal(plain.images, zipped.images)
+    )
 
 
 # --- statistics ---
 
 
-def about_95_percent(interval_low, interval_high, truth: float, off: float = 0.0) -> bool:
+def about_95_percent(
+    interval_low, interval_high, truth: float, off: float = 0.0
+) -> bool:
     "Whether the truth is covered as often as it should be, up to four standard errors of the simulation (and `off`)."
     share = np.mean((interval_low <= truth) & (truth <= interval_high))
     return abs(share - 0.95) < off + 4 * np.sqrt(0.05 * 0.95 / len(interval_low))
@@ -377,24 +474,32 @@ sds = st.floats(0.001, 0.1)
 
 @settings(max_examples=25)
 @given(st.integers(5, 30), st.integers(20, 150), sds, sds, sds)
-def test_the_crossed_interval_covers_whatever_varies(seeds, tasks, of_seeds, of_tasks, rest):
+def test_the_crossed_interval_covers_whatever_varies(
+    seeds, tasks, of_seeds, of_tasks, rest
+):
     "An approximation, so one point off is allowed."
     components = VarianceComponents(of_seeds**2, of_tasks**2, rest**2)
-    simulated = simulate_matrices(800, seeds, tasks, components, effect=0.013, seed=seeds)
+    simulated = simulate_matrices(
+        800, seeds, tasks, components, effect=0.013, seed=seeds
+    )
     assert about_95_percent(*crossed_interval(simulated), 0.013, off=0.01)
 
 
 @st.composite
 def matrices(draw):
     sides = st.tuples(st.integers(2, 6), st.integers(2, 6))
-    return draw(arrays.arrays(np.float64, sides, elements=st.integers(-1000, 1000))) / 1000
+    return (
+        draw(arrays.arrays(np.float64, sides, elements=st.integers(-1000, 1000))) / 1000
+    )
 
 
 def close(a: Interval, b: Interval, scale: float) -> bool:
     return np.allclose(a, b, rtol=1e-6, atol=1e-7 * (1 + abs(scale)))
 
 
-by_seeds = st.lists(st.integers(-1000, 1000), min_size=2, max_size=12).map(lambda v: np.array(v) / 1000)
+by_seeds = st.lists(st.integers(-1000, 1000), min_size=2, max_size=12).map(
+    lambda v: np.array(v) / 1000
+)
 scales = st.floats(0.01, 100) | st.floats(-100, -0.01)
 shifts = st.floats(-10, 10)
 
@@ -402,26 +507,42 @@ shifts = st.floats(-10, 10)
 @given(by_seeds, scales, shifts, st.randoms(use_true_random=False))
 def test_the_t_interval_moves_with_its_values(values, scale, shift, random):
     interval = t_interval(values)
-    assert interval.low <= values.mean() + 1e-12 and values.mean() - 1e-12 <= interval.high
+    assert (
+        interval.low <= values.mean() + 1e-12 and values.mean() - 1e-12 <= interval.high
+    )
     moved = Interval(*sorted(scale * np.array(interval) + shift))
     assert close(t_interval(scale * values + shift), moved, scale)
-    assert close(t_interval(np.array(random.sample(values.tolist(), len(values)))), interval, 1)
+    assert close(
+        t_interval(np.array(random.sample(values.tolist(), len(values)))), interval, 1
+    )
 
 
 @given(matrices(), scales, shifts, st.integers(0, 99), st.integers(1, 30))
-def test_the_crossed_interval_moves_with_its_matrix(matrix, scale, shift, seed, freedom):
+def test_the_crossed_interval_moves_with_its_matrix(
+    matrix, scale, shift, seed, freedom
+):
     interval = crossed_interval(matrix)
-    assert interval.low <= matrix.mean() + 1e-12 and matrix.mean() - 1e-12 <= interval.high
+    assert (
+        interval.low <= matrix.mean() + 1e-12 and matrix.mean() - 1e-12 <= interval.high
+    )
     _, of_tasks, of_rest = mean_squares(matrix)
-    assume(abs(of_tasks - of_rest) > 1e-9 * (1 + of_rest))  # at equality rounding decides which formula is used
+    assume(
+        abs(of_tasks - of_rest) > 1e-9 * (1 + of_rest)
+    )  # at equality rounding decides which formula is used
     moved = Interval(*sorted(scale * np.array(interval) + shift))
     assert close(crossed_interval(scale * matrix + shift), moved, scale)
     rng = np.random.default_rng(seed)
-    assert close(crossed_interval(rng.permutation(rng.permutation(matrix, axis=0), axis=1)), interval, 1)
+    assert close(
+        crossed_interval(rng.permutation(rng.permutation(matrix, axis=0), axis=1)),
+        interval,
+        1,
+    )
     wider = crossed_interval(matrix, freedom)
     assert wider.low <= interval.low + 1e-12 and interval.high <= wider.high + 1e-12
     stacked = crossed_interval(np.stack([matrix, 2 * matrix]))
-    assert close(Interval(stacked.low[0], stacked.high[0]), interval, 1), "many at once, each as if alone"
+    assert close(Interval(stacked.low[0], stacked.high[0]), interval, 1), (
+        "many at once, each as if alone"
+    )
 
 
 @given(*[st.floats(-1, 1)] * 2)

@@ -24,8 +24,17 @@ def read(path) -> nbformat.NotebookNode:
 def prose(notebook) -> str:
     "The Markdown of a chapter, and the captions of its figures, without code."
     text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    captions = [c for cell in code_cells(notebook) for c in re.findall(OPTION.format("fig-cap"), cell.source, re.M)]
-    return re.sub(r"^~~~~.*?^~~~~$|`[^`\n]*`", "", "\n\n".join([text, *captions]), flags=re.S | re.M)
+    captions = [
+        c
+        for cell in code_cells(notebook)
+        for c in re.findall(OPTION.format("fig-cap"), cell.source, re.M)
+    ]
+    return re.sub(
+        r"^~~~~.*?^~~~~$|`[^`\n]*`",
+        "",
+        "\n\n".join([text, *captions]),
+        flags=re.S | re.M,
+    )
 
 
 def code_cells(notebook):
@@ -34,17 +43,29 @@ def code_cells(notebook):
 
 def labels(notebook) -> list[str]:
     code = "\n".join(c.source for c in code_cells(notebook))
-    return re.findall(OPTION.format("label"), code, re.M) + re.findall(r"\{#((?:eq|tbl|fig)-\S+?)\}", prose(notebook))
+    return re.findall(OPTION.format("label"), code, re.M) + re.findall(
+        r"\{#((?:eq|tbl|fig)-\S+?)\}", prose(notebook)
+    )
 
 
 def identifiers(notebook) -> list[str]:
     "The anchors that Pandoc gives to headings. The first heading is the title of the page, and has none."
     found: list[str] = []
     text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
-    for heading in re.findall(r"^#{2,} +(.+?) *$", re.sub(r"^~~~~.*?^~~~~$", "", text, flags=re.S | re.M), re.M):
+    for heading in re.findall(
+        r"^#{2,} +(.+?) *$",
+        re.sub(r"^~~~~.*?^~~~~$", "", text, flags=re.S | re.M),
+        re.M,
+    ):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
-        name = re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", plain)).lstrip("0123456789._-") or "section"
-        earlier = sum(re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None for other in found)
+        name = (
+            re.sub(r"\s+", "-", re.sub(r"[^\w\s.-]", "", plain)).lstrip("0123456789._-")
+            or "section"
+        )
+        earlier = sum(
+            re.fullmatch(rf"{re.escape(name)}(-\d+)?", other) is not None
+            for other in found
+        )
         found.append(f"{name}-{earlier}" if earlier else name)
     return found
 
@@ -64,16 +85,29 @@ def faults(notebook, book) -> list[str]:
     known = labels(notebook)
     found += [f"label {label} twice" for label in {*known} if known.count(label) > 1]
     for reference in re.findall(r"(?<![\w.])@([\w-]+)", text):
-        if reference not in (known if reference.startswith(("fig-", "eq-", "tbl-")) else KEYS):
+        if reference not in (
+            known if reference.startswith(("fig-", "eq-", "tbl-")) else KEYS
+        ):
             found.append(f"no @{reference}")
     for cell in code_cells(notebook):
-        label, *described = (re.search(OPTION.format(o), cell.source, re.M) for o in ("label", "fig-cap", "fig-alt"))
+        label, *described = (
+            re.search(OPTION.format(o), cell.source, re.M)
+            for o in ("label", "fig-cap", "fig-alt")
+        )
         if label and not all(described):
             found.append(f"a label wants caption and alt text:\n{cell.source}")
-        if label and sum("image/png" in output.get("data", {}) for output in cell.outputs) > 1:
+        if (
+            label
+            and sum("image/png" in output.get("data", {}) for output in cell.outputs)
+            > 1
+        ):
             found.append(f"two figures under one label:\n{cell.source}")
     terms = re.findall(r"\(glossary\.ipynb#([\w-]+)\)", text)
-    return found + [f"{term} is linked to the glossary twice" for term in {*terms} if terms.count(term) > 1]
+    return found + [
+        f"{term} is linked to the glossary twice"
+        for term in {*terms}
+        if terms.count(term) > 1
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +124,21 @@ def test_links_labels_and_citations_resolve(path, book):
     "markdown, code, fault",
     [
         ("[x](gone.ipynb)", "", "link to gone.ipynb"),
-        ("[x](01_tasks.ipynb#gone)", "", "no such heading"),
+        ("[x](02_tasks.ipynb#gone)", "", "no such heading"),
         ("## Here\n\n[x](#there)", "", "no such heading"),
         ("see @fig-gone", "", "no @fig-gone"),
         ("as @nobody1900 says", "", "no @nobody1900"),
         ("$$a$$ {#eq-a}\n\n$$b$$ {#eq-a}", "", "label eq-a twice"),
-        ("", "#| label: fig-a\n#| fig-cap: Text.\nplot()", "wants caption and alt text"),
-        ("", "#| label: fig-a\n#| fig-cap: As @eq-a says.\n#| fig-alt: Text.\nplot()", "no @eq-a"),
+        (
+            "",
+            "#| label: fig-a\n#| fig-cap: Text.\nplot()",
+            "wants caption and alt text",
+        ),
+        (
+            "",
+            "#| label: fig-a\n#| fig-cap: As @eq-a says.\n#| fig-alt: Text.\nplot()",
+            "no @eq-a",
+        ),
         ("[x](glossary.ipynb#task) [y](glossary.ipynb#task)", "", "twice"),
     ],
 )
@@ -122,26 +164,41 @@ def options(source: str) -> str:
 def test_options_of_every_cell_are_yaml(path):
     for cell in code_cells(read(path)):
         found = yaml.safe_load(options(cell.source)) or {}
-        assert all(isinstance(found.get(key, ""), str) for key in ("label", "fig-cap", "fig-alt")), cell.source
+        assert all(
+            isinstance(found.get(key, ""), str)
+            for key in ("label", "fig-cap", "fig-alt")
+        ), cell.source
 
 
 def test_an_unquoted_colon_in_a_caption_is_no_yaml():
     with pytest.raises(yaml.YAMLError):
-        yaml.safe_load(options("#| export\n#| label: fig-a\n#| fig-cap: Two things: one and another.\nplot()"))
+        yaml.safe_load(
+            options(
+                "#| export\n#| label: fig-a\n#| fig-cap: Two things: one and another.\nplot()"
+            )
+        )
 
 
 def pages(contents) -> list[str]:
-    return [page for item in contents for page in ([item] if isinstance(item, str) else pages(item["contents"]))]
+    return [
+        page
+        for item in contents
+        for page in ([item] if isinstance(item, str) else pages(item["contents"]))
+    ]
 
 
 def test_every_chapter_is_in_the_sidebar_once():
-    assert sorted(pages(CONFIG["website"]["sidebar"]["contents"])) == [path.name for path in NOTEBOOKS]
+    assert sorted(pages(CONFIG["website"]["sidebar"]["contents"])) == [
+        path.name for path in NOTEBOOKS
+    ]
 
 
 def test_the_settings_name_files_that_are_there():
     html, site = CONFIG["format"]["html"], CONFIG["website"]
     named = [html["include-after-body"], CONFIG["bibliography"], site["favicon"]]
-    named += [theme for themes in html["theme"].values() for theme in themes if "." in theme]
+    named += [
+        theme for themes in html["theme"].values() for theme in themes if "." in theme
+    ]
     cards = [site[card]["image"] for card in ("open-graph", "twitter-card")]
     assert all((NBS / name).is_file() for name in named + cards)
     assert all((NBS / card).stat().st_size < 200_000 for card in cards)
@@ -154,11 +211,21 @@ def test_the_pointer_leads_to_the_configuration():
 
 def test_the_owner_stands_in_one_place():
     "Links to the repository are derived from settings.ini."
-    files = [p for p in (*ROOT.glob("*.*"), *NBS.glob("*.*")) if p.suffix not in {".png", ".ini"} and p.is_file()]
-    assert [path.name for path in files if re.search(r"\b(OWNER|AUTHOR)\b", path.read_text())] == []
+    files = [
+        p
+        for p in (*ROOT.glob("*.*"), *NBS.glob("*.*"))
+        if p.suffix not in {".png", ".ini"} and p.is_file()
+    ]
+    assert [
+        path.name
+        for path in files
+        if re.search(r"\b(OWNER|AUTHOR)\b", path.read_text())
+    ] == []
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2].isdigit()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if p.stem[:2].isdigit()], ids=lambda path: path.stem
+)
 def test_a_chapter_says_how_long_it_takes(path):
     form = r"^About \d+ minutes to read, .+ to run on a laptop CPU[.,;]"
     assert re.search(form, prose(read(path)), re.M), (
@@ -190,7 +257,10 @@ def test_imports_have_cells_of_their_own(path):
 
 
 def test_a_mixed_cell_is_found():
-    cells = [nbformat.v4.new_code_cell(source) for source in ("#| export\nimport os\na = 1", "import re\ntrain()")]
+    cells = [
+        nbformat.v4.new_code_cell(source)
+        for source in ("#| export\nimport os\na = 1", "import re\ntrain()")
+    ]
     assert mixed_cells(nbformat.v4.new_notebook(cells=cells)) == ["import re\ntrain()"]
 
 
@@ -208,11 +278,20 @@ def test_converts_to_html(path):
 def test_readme_is_index():
     text, images = render()
     assert (ROOT / "README.md").read_text() == text, "run: python tests/readme.py"
-    assert all((ROOT / path).read_bytes() == content for path, content in images.items())
+    assert all(
+        (ROOT / path).read_bytes() == content for path, content in images.items()
+    )
 
 
 def test_the_index_tells_how_long_the_chapters_take():
-    chapters = [prose(read(path)) for path in NOTEBOOKS if re.match(r"\d\d_", path.name)]
-    minutes = sum(int(re.search(r"^About (\d+) minutes to read", text, re.M)[1]) for text in chapters)
+    chapters = [
+        prose(read(path)) for path in NOTEBOOKS if re.match(r"\d\d_", path.name)
+    ]
+    minutes = sum(
+        int(re.search(r"^About (\d+) minutes to read", text, re.M)[1])
+        for text in chapters
+    )
     words = ("four", "five", "six", "seven", "eight")
-    assert f"take about {words[round(minutes / 60) - 4]} hours to read" in prose(read(NBS / "index.ipynb")), minutes
+    assert f"take about {words[round(minutes / 60) - 4]} hours to read" in prose(
+        read(NBS / "index.ipynb")
+    ), minutes

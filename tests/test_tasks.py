@@ -9,7 +9,10 @@ from metadropout_nb.tasks import TaskSampler
 def numbered() -> Characters:
     "Every drawing is one gray value: class times 10 plus drawing."
     values = torch.arange(12)[:, None] * 10 + torch.arange(8)
-    return Characters(values.to(torch.uint8)[..., None, None].repeat(1, 1, 2, 2), tuple(map(str, range(12))))
+    return Characters(
+        values.to(torch.uint8)[..., None, None].repeat(1, 1, 2, 2),
+        tuple(map(str, range(12))),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +21,13 @@ def many(numbered):
 
 
 def test_shapes_types_and_range(many):
-    assert many.support_x.shape == (400, 10, 1, 2, 2) and many.query_x.shape == (400, 15, 1, 2, 2)
+    assert many.support_x.shape == (400, 10, 1, 2, 2) and many.query_x.shape == (
+        400,
+        15,
+        1,
+        2,
+        2,
+    )
     assert many.support_y.shape == (400, 10) and many.query_y.shape == (400, 15)
     assert many.support_x.dtype == torch.float32 and many.support_y.dtype == torch.int64
     assert many.query_x.min() >= 0 and many.query_x.max() <= 1
@@ -35,7 +44,9 @@ def test_no_drawing_twice_in_a_task(many):
 
 def test_labels_tell_the_class_of_their_image(many):
     for images, labels in ((many.support, many.support_y), (many.query, many.query_y)):
-        assert torch.equal(images[..., 0, 0].long() // 10, many.classes.gather(1, labels))
+        assert torch.equal(
+            images[..., 0, 0].long() // 10, many.classes.gather(1, labels)
+        )
 
 
 def test_every_label_as_often_as_asked(many):
@@ -59,7 +70,10 @@ def test_place_does_not_tell_the_label(many):
 
 
 def test_equal_seeds_equal_tasks_and_others_not(numbered):
-    a, b, c = (TaskSampler(numbered, k_shot=1, n_query=2, seed=seed).sample(3) for seed in (5, 5, 6))
+    a, b, c = (
+        TaskSampler(numbered, k_shot=1, n_query=2, seed=seed).sample(3)
+        for seed in (5, 5, 6)
+    )
     assert torch.equal(a.support, b.support) and torch.equal(a.query_y, b.query_y)
     assert not torch.equal(a.classes, c.classes)
 
@@ -68,13 +82,21 @@ def test_task_i_depends_on_seed_and_i_alone(numbered):
     whole = TaskSampler(numbered, k_shot=1, n_query=2, seed=5)
     parts = TaskSampler(numbered, k_shot=1, n_query=2, seed=5)
     all_at_once, one_by_one = whole.sample(6), [parts.sample(1) for _ in range(6)]
-    assert torch.equal(all_at_once.query, torch.cat([part.query for part in one_by_one]))
+    assert torch.equal(
+        all_at_once.query, torch.cat([part.query for part in one_by_one])
+    )
     parts.next_task = 4
     assert torch.equal(parts.sample(2).support, all_at_once[4:].support)
 
 
 def test_one_task_has_no_leading_dimension(many):
-    assert many[3].support_x.shape == (10, 1, 2, 2) and many[2:4].query_x.shape == (2, 15, 1, 2, 2)
+    assert many[3].support_x.shape == (10, 1, 2, 2) and many[2:4].query_x.shape == (
+        2,
+        15,
+        1,
+        2,
+        2,
+    )
     assert many.to("cpu").support_y.shape == (400, 10)
 
 

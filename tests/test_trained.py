@@ -29,7 +29,9 @@ def test_a_saved_learner_comes_back(name, tmp_path):
     learner = build_learner(run)
     loaded, told = load_learner(save_learner(learner, run, tmp_path / "a"))
     assert told == run and not loaded.training
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in learner.state_dict().items())
+    assert all(
+        torch.equal(v, loaded.state_dict()[k]) for k, v in learner.state_dict().items()
+    )
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
         "README.md",
         "learner.json",
@@ -42,7 +44,10 @@ def test_no_learner(tmp_path):
         load_learner(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: whole[:-10], lambda whole: b"\x00" * 100])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[:-10], lambda whole: b"\x00" * 100],
+)
 def test_damaged_weights_are_refused(folder, damage):
     weights = folder / "weights.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
@@ -59,10 +64,16 @@ def test_damaged_weights_are_refused(folder, damage):
         ({"run": {"size": "16"}}, "size must be int"),
         ({"run": {"size": True}}, "size must be int"),
         ({"run": {"learner": "os.system"}}, "unknown learner"),
-        ({"run": {"size": 32}}, r"network.linear.weight has the shape \[64, 64\], expected \[64, 256\]"),
+        (
+            {"run": {"size": 32}},
+            r"network.linear.weight has the shape \[64, 64\], expected \[64, 256\]",
+        ),
         ({"run": {"size": 16 * 10**7}}, "expected"),
         ({"run": {"learner": "proto", "size": 16}}, "unknown weights: meta_learner"),
-        ({"run": {"learner": "maml", "size": 16, "n_way": 10**12}}, "missing weights: head"),
+        (
+            {"run": {"learner": "maml", "size": 16, "n_way": 10**12}},
+            "missing weights: head",
+        ),
     ],
 )
 def test_what_the_json_must_not_say(folder, entries, message):
@@ -71,7 +82,9 @@ def test_what_the_json_must_not_say(folder, entries, message):
         load_learner(folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"run": ' * 100_000, '"\\ud800"', "\x00", "1e999"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "{", '{"run": ' * 100_000, '"\\ud800"', "\x00", "1e999"]
+)
 def test_hostile_json(folder, text):
     (folder / "learner.json").write_text(text)
     with pytest.raises(ValueError, match="sound learner"):
@@ -82,7 +95,12 @@ def test_weights_that_miss_one(folder):
     weights = load_file(folder / "weights.safetensors")
     del weights["network.linear.bias"]
     save_file(weights, folder / "weights.safetensors")
-    change(folder, sha256=hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest())
+    change(
+        folder,
+        sha256=hashlib.sha256(
+            (folder / "weights.safetensors").read_bytes()
+        ).hexdigest(),
+    )
     with pytest.raises(ValueError, match="missing weights: network.linear.bias"):
         load_learner(folder)
 

@@ -21,7 +21,9 @@ def sampler(characters, seed=0):
 
 
 def weights(model):
-    return torch.cat([tensor.double().flatten() for tensor in model.state_dict().values()])
+    return torch.cat(
+        [tensor.double().flatten() for tensor in model.state_dict().values()]
+    )
 
 
 def test_it_learns(characters):
@@ -30,7 +32,10 @@ def test_it_learns(characters):
     history = fit(model, sampler(characters), n_tasks=120, meta_batch=4)
     assert evaluate(model, tasks).accuracy > before + 0.1
     assert np.mean(history.losses[-5:]) < np.mean(history.losses[:5]) - 0.2
-    assert history.tasks[-1] == 120 and len(history.losses) == len(history.accuracies) == 30
+    assert (
+        history.tasks[-1] == 120
+        and len(history.losses) == len(history.accuracies) == 30
+    )
 
 
 def test_equal_seeds_equal_numbers(characters):
@@ -49,7 +54,9 @@ def test_chunks_change_nothing_beyond_rounding(characters):
     for chunk in (1, 3, 4):
         model = learner()
         history = fit(model, sampler(characters), n_tasks=4, meta_batch=4, chunk=chunk)
-        outcomes.append((history.losses[0], torch.cat([n.running_var for n in model.network.norms])))
+        outcomes.append(
+            (history.losses[0], torch.cat([n.running_var for n in model.network.norms]))
+        )
     for loss, running in outcomes[1:]:
         assert loss == pytest.approx(outcomes[0][0], rel=1e-5)
         assert torch.allclose(running, outcomes[0][1], rtol=1e-5)
@@ -60,7 +67,15 @@ def test_the_last_meta_batch_may_be_smaller(characters):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"n_tasks": 0}, {"meta_batch": 0}, {"lr": 0}, {"lr": -1e-3}, {"clip": 0}, {"chunk": 0}]
+    "bad",
+    [
+        {"n_tasks": 0},
+        {"meta_batch": 0},
+        {"lr": 0},
+        {"lr": -1e-3},
+        {"clip": 0},
+        {"chunk": 0},
+    ],
 )
 def test_settings_that_cannot_be(characters, bad):
     model = learner()
@@ -73,8 +88,19 @@ def test_settings_that_cannot_be(characters, bad):
 def test_the_cosine_schedule_takes_ever_smaller_steps(characters, monkeypatch):
     rates = []
     step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
-    fit(learner(), sampler(characters), n_tasks=8, meta_batch=2, lr=0.1, schedule="cosine")
+    monkeypatch.setattr(
+        torch.optim.Adam,
+        "step",
+        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)),
+    )
+    fit(
+        learner(),
+        sampler(characters),
+        n_tasks=8,
+        meta_batch=2,
+        lr=0.1,
+        schedule="cosine",
+    )
     assert rates == pytest.approx(0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)))
     with pytest.raises(ValueError, match="constant, cosine"):
         fit(learner(), sampler(characters), schedule="linear")
@@ -100,7 +126,9 @@ def test_evaluate_leaves_no_trace(characters):
     before = copy.deepcopy(model.state_dict())
     tasks = sampler(characters).sample(5)
     first, second = evaluate(model, tasks), evaluate(model, tasks, chunk=3)
-    assert model.training and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert model.training and all(
+        torch.equal(before[k], v) for k, v in model.state_dict().items()
+    )
     assert np.array_equal(first.accuracies, second.accuracies)
     assert np.allclose(first.losses, second.losses, atol=1e-5)
     assert all(p.grad is None for p in model.parameters())
@@ -111,8 +139,16 @@ def test_accuracy_and_loss_of_a_task_are_what_they_say(characters):
     report = evaluate(model, tasks)
     model.eval()
     logits = model(tasks[1].support_x, tasks[1].support_y, tasks[1].query_x)
-    right = [int(row.argmax()) == int(y) for row, y in zip(logits, tasks[1].query_y, strict=True)]
-    loss = torch.stack([-row.log_softmax(0)[y] for row, y in zip(logits, tasks[1].query_y, strict=True)]).mean()
+    right = [
+        int(row.argmax()) == int(y)
+        for row, y in zip(logits, tasks[1].query_y, strict=True)
+    ]
+    loss = torch.stack(
+        [
+            -row.log_softmax(0)[y]
+            for row, y in zip(logits, tasks[1].query_y, strict=True)
+        ]
+    ).mean()
     assert report.accuracies[1] == pytest.approx(np.mean(right))
     assert report.losses[1] == pytest.approx(loss.item(), rel=1e-5)
 
@@ -138,7 +174,11 @@ def test_kept_memory_stays():
     )
     found = {}
     for call in ("None", "keep_memory()"):
-        result = subprocess.run([sys.executable, "-c", code.format(call=call)], capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, "-c", code.format(call=call)],
+            capture_output=True,
+            text=True,
+        )
         assert result.returncode == 0, result.stderr
         found[call] = result.stdout.split()
     if found["keep_memory()"][0] == "False":
@@ -151,7 +191,9 @@ def test_mixed_precision_changes_digits_and_not_the_course_of_things(characters)
         torch.manual_seed(0)
         learner = PrototypicalNetwork(num_classes=3, image_size=20)
         sampler = TaskSampler(characters, n_way=3, n_query=2)
-        return fit(learner, sampler, n_tasks=6, meta_batch=2, mixed_precision=mixed_precision).losses
+        return fit(
+            learner, sampler, n_tasks=6, meta_batch=2, mixed_precision=mixed_precision
+        ).losses
 
     full, mixed = losses(False), losses(True)
     assert full != mixed and full == losses(False)
