@@ -15,7 +15,9 @@ dev = cfg["dev_requirements"].split()
 
 
 class BuildWithCourse(build_py):
-    "Put chapters and results into the wheel, for `metadropout notebooks`. In an editable install they are at hand."
+    """Put chapters and results into the wheel, for `metadropout notebooks`.
+
+    In an editable install they are at hand."""
 
     def run(self):
         super().run()

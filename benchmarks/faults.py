@@ -1,13 +1,15 @@
 """What a sweep makes of kill -9, and of another sweep on the same folder.
 
-    python benchmarks/faults.py               # 100 kills, to results/guarantees/faults.json: some minutes
+    python benchmarks/faults.py     # 100 kills, to results/guarantees/: some minutes
     python benchmarks/faults.py --kills 5 --runs 2 --rounds 0 --out faults.json
 
-A sweep of tiny runs is killed at a random moment, looked at, and started again until it is through; then comes the
-next sweep. Every other kill strikes when a file is half-written, a moment that chance would hardly ever meet. At the
-end all results are compared with those of a sweep that nobody killed: everything but the seconds, bit for bit. Then
-two sweeps work on one folder at once, left alone or with one of them killed. Needs a system with `fork`: a child
-starts with torch already imported. The moments are seeded, but what a moment hits depends on the machine."""
+A sweep of tiny runs is killed at a random moment, looked at, and started again until it
+is through; then comes the next sweep. Every other kill strikes when a file is
+half-written, a moment that chance would hardly ever meet. At the end all results are
+compared with those of a sweep that nobody killed: everything but the seconds, bit for
+bit. Then two sweeps work on one folder at once, left alone or with one of them killed.
+Needs a system with `fork`: a child starts with torch already imported. The moments are
+seeded, but what a moment hits depends on the machine."""
 
 import argparse
 import os
@@ -23,8 +25,8 @@ from time import monotonic, sleep
 
 import torch
 
-from metadropout_nb import comparison
-from metadropout_nb.comparison import Run, load_split, read_result, sweep, write_json
+import metadropout_nb.runs as module
+from metadropout_nb.runs import Run, load_split, read_result, sweep, write_json
 
 OUT = Path(__file__).parents[1] / "results" / "guarantees" / "faults.json"
 TINY = {
@@ -44,13 +46,14 @@ RUNS = [
 
 
 def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
-    """A sweep in a process of its own. It notes beside the folder every run that it begins, and how far that was.
+    """A sweep in a process of its own.
 
-    With `fatal`, say 3, it dies of kill -9 with its third file half-written."""
+    It notes beside the folder every run that it begins, and how far that was. With
+    `fatal`, say 3, it dies of kill -9 with its third file half-written."""
     child = os.fork()
     if child:
         return child
-    code, execute, replace, files = 1, comparison.execute, os.replace, count(1)
+    code, execute, replace, files = 1, module.execute, os.replace, count(1)
 
     def noted(run: Run, progress: bool, checkpoint: Path):
         there = (
@@ -70,10 +73,9 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
 
-    comparison.execute, os.replace = noted, halved
-    comparison.fit = partial(
-        comparison.fit, checkpoint_every=8
-    )  # not 100, so that runs can be tiny
+    module.execute, os.replace = noted, halved
+    # Checkpoints every 8 tasks, not 100, so that runs can be tiny.
+    module.fit = partial(module.fit, checkpoint_every=8)
     try:
         sweep(runs, folder)
         code = 0
@@ -82,7 +84,9 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
 
 
 def killed(child: int, seconds: float = float("inf")) -> bool:
-    "Kill the child after that time, unless it has ended. Whether it was killed, by us or by itself."
+    """Kill the child after that time, unless it has ended.
+
+    Returns whether it was killed, by us or by itself."""
     deadline = monotonic() + seconds
     pid, status = 0, 0
     while not pid and monotonic() < deadline:
@@ -124,7 +128,7 @@ def without_seconds(results: dict[str, dict]) -> dict[str, dict]:
 
 
 def compared(folder: Path, wanted: dict[str, dict]) -> dict[str, int]:
-    "After the last sweep: results that differ, executions, and what is left behind that is no result."
+    "After the last sweep: results that differ, executions, files that are no result."
     found, half = look(folder)
     told, right = without_seconds(found), without_seconds(wanted)
     return {

@@ -1,11 +1,12 @@
-"""Does a long training grow? 50,000 tiny tasks in one process: memory, open files and threads, again and again.
+"""Does a long training grow? 50,000 tiny tasks in one process, watched all the time.
 
-    python benchmarks/long_run.py             # to results/guarantees/long_run.json: about ten minutes on a quiet core
+    python benchmarks/long_run.py   # to results/guarantees/: ten minutes, one core
     python benchmarks/long_run.py --tasks 2000 --out long_run.json
 
-The four learners take turns. A turn trains a new learner, writing checkpoints, and tests it, as a sweep does; after
-each the resident set, the open file handles and the threads of the process are counted. Growth is the median of the
-last fifth of all turns against that of the second fifth: the first one is the warm-up. Linux only."""
+The four learners take turns. A turn trains a new learner, writing checkpoints, and
+tests it, as a sweep does; after each the resident set, the open file handles and the
+threads of the process are counted. Growth is the median of the last fifth of all turns
+against that of the second fifth: the first one is the warm-up. Linux only."""
 
 import argparse
 import json
@@ -17,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from metadropout_nb.comparison import LEARNERS, load_split, write_json
+from metadropout_nb.long_runs import fit
+from metadropout_nb.runs import LEARNERS, load_split, write_json
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import evaluate, fit, keep_memory
+from metadropout_nb.training import evaluate, keep_memory
 
 OUT = Path(__file__).parents[1] / "results" / "guarantees" / "long_run.json"
 A_TURN = 250  # tasks
@@ -36,10 +38,10 @@ def turn(number: int, folder: Path) -> None:
         learner,
         TaskSampler(train, 2, 1, 1, seed=number),
         A_TURN,
-        10,
+        checkpoint,
+        meta_batch=10,
         chunk=10,
         seed=number,
-        checkpoint=checkpoint,
     )
     evaluate(learner, TaskSampler(test, 2, 1, 1).sample(10), chunk=10)
     checkpoint.unlink()

@@ -1,7 +1,8 @@
-"""The learners in textbook form: what the course's own code is measured against, and must agree with.
+"""The learners in textbook form: what ours are measured against, and must agree with.
 
-One task at a time, support and query in two calls, PyTorch's own layers in their default memory layout, gradients
-accumulated over the meta-batch. MAML by `functional_call` and `autograd.grad(create_graph=True)` at each inner step."""
+One task at a time, support and query in two calls, PyTorch's own layers in their
+default memory layout, gradients accumulated over the meta-batch. MAML by
+`functional_call` and `autograd.grad(create_graph=True)` at each inner step."""
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -15,11 +16,11 @@ from metadropout_nb.maml import MAML
 from metadropout_nb.tasks import TaskBatch, TaskSampler
 from metadropout_nb.training import Learner, PrototypicalNetwork, class_means
 
-Masks = list[torch.Tensor | None]  # one a block
+Masks = list[torch.Tensor | None]  # of the four blocks and the embedding
 
 
 class Conv4(nn.Module):
-    "Four times convolution, batch norm, ReLU, mask, pool; then a linear layer."
+    "Four times convolution, batch norm, ReLU, mask, pool; then linear and a mask."
 
     def __init__(self, image_size: int, embedding_dim: int = 64):
         super().__init__()
@@ -30,10 +31,12 @@ class Conv4(nn.Module):
         self.linear = nn.Linear(64 * (image_size // 16) ** 2, embedding_dim)
 
     def forward(self, x: torch.Tensor, masks: Masks) -> torch.Tensor:
-        for conv, norm, mask in zip(self.convs, self.norms, masks, strict=True):
+        *of_blocks, of_embedding = masks
+        for conv, norm, mask in zip(self.convs, self.norms, of_blocks, strict=True):
             x = F.relu(norm(conv(x)))
             x = F.max_pool2d(x if mask is None else x * mask, 2)
-        return self.linear(x.flatten(1))
+        x = self.linear(x.flatten(1))
+        return x if of_embedding is None else x * of_embedding.flatten(1)
 
 
 class Reference(nn.Module):
@@ -76,34 +79,46 @@ class Reference(nn.Module):
 
     def draw_masks(self) -> Masks:
         "New masks for the next task, by torch's own generator."
-        sizes = [self.size // 2**i for i in range(4)]
         weight = self.network.linear.weight
+        shapes = [(1, 64, self.size // 2**i, self.size // 2**i) for i in range(4)]
         return [
             None
             if p == 0 or not self.training
-            else torch.empty(1, 64, n, n).bernoulli_(1 - p).to(weight) / (1 - p)
-            for p, n in zip(self.rates, sizes, strict=True)
+            else torch.empty(shape).bernoulli_(1 - p).to(weight) / (1 - p)
+            for p, shape in zip(self.rates, [*shapes, (1, len(weight))], strict=True)
         ]
 
-    def forward(self, support_x, support_y, query_x, masks: Masks) -> torch.Tensor:
+    def forward(
+        self,
+        support_x: torch.Tensor,
+        support_y: torch.Tensor,
+        query_x: torch.Tensor,
+        masks: Masks,
+        query_masks: Masks | None = None,  # None: the support set's
+    ) -> torch.Tensor:
+        query_masks = masks if query_masks is None else query_masks
         if issubclass(self.learner, MAML):
-            return self.adapt_and_classify(support_x, support_y, query_x, masks)
-        support, query = self.network(support_x, masks), self.network(query_x, masks)
+            inputs = support_x, support_y, query_x
+            return self.adapt_and_classify(*inputs, masks, query_masks)
+        support = self.network(support_x, masks)
+        query = self.network(query_x, query_masks)
         if issubclass(self.learner, PrototypicalNetwork):
             prototypes = class_means(support, support_y, self.num_classes)
             return -(query[:, None] - prototypes).square().sum(-1)
         return self.meta_learner(support, support_y, query)
 
     def adapt_and_classify(
-        self, support_x, support_y, query_x, masks: Masks
+        self, support_x, support_y, query_x, masks: Masks, query_masks: Masks
     ) -> torch.Tensor:
-        "Batch statistics in every pass, as public code mostly has it: the query samples see each other."
+        """Batch statistics in every pass, as public code mostly has it.
+
+        The query samples see each other."""
         fast = {
             **dict(self.network.named_parameters()),
             **{f"head.{k}": v for k, v in self.head.named_parameters()},
         }
 
-        def classify(fast, x):
+        def classify(fast, x, masks):
             body = {name: p for name, p in fast.items() if not name.startswith("head.")}
             return F.linear(
                 functional_call(self.network, body, (x, masks)),
@@ -115,7 +130,7 @@ class Reference(nn.Module):
         self.network.train()
         with torch.enable_grad():
             for _ in range(self.inner_steps):
-                loss = F.cross_entropy(classify(fast, support_x), support_y)
+                loss = F.cross_entropy(classify(fast, support_x, masks), support_y)
                 gradients = torch.autograd.grad(
                     loss, list(fast.values()), create_graph=second_order
                 )
@@ -123,7 +138,7 @@ class Reference(nn.Module):
                     name: p - self.inner_lr * gradient
                     for (name, p), gradient in zip(fast.items(), gradients, strict=True)
                 }
-        return classify(fast, query_x)
+        return classify(fast, query_x, query_masks)
 
 
 def train(

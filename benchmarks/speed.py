@@ -1,19 +1,25 @@
-"""Tasks per second, peak memory and share of the machine's arithmetic, ours against the textbook form.
+"""Tasks per second and peak memory: the course's learners beside their textbook form.
 
-    python benchmarks/speed.py                # everything, to results/speed/benchmark.json: about 20 minutes
+    python benchmarks/speed.py                # all, to results/speed/benchmark.json
     python benchmarks/speed.py --rounds 1 --learners proto --sizes 28
     python benchmarks/speed.py --only memory growth
+    python benchmarks/speed.py --device cuda  # to results/speed/cuda.json, in 8 minutes
 
-Each measurement is a process of its own. The two sides take turns, and the ratio is the median over rounds. "as run" is
-how a user would run each: the reference in a bare interpreter, ours with `keep_memory`, as the `metadropout` command
-does. "same environment" gives the reference `keep_memory` too. How time and memory of our side grow with ways, shots,
-image size, inner steps and chunk comes last."""
+Each measurement is a process of its own. The sides take turns, and a ratio is the
+median over rounds. The textbook loop runs in a bare interpreter, as a user would run
+it, and once more with `keep_memory`. Ours run with `keep_memory`, as the `metadropout`
+command does, in float32 and in bfloat16. How time and memory of ours grow comes last.
+
+On a GPU there is one process, and ours alone: training and testing, with more and more
+tasks in one call."""
 
 import argparse
 import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
@@ -24,26 +30,55 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import reference as textbook
 
-from metadropout_nb.comparison import LEARNERS, write_json
-from metadropout_nb.omniglot import glyphs
+from metadropout_nb.omniglot import Characters, glyphs
+from metadropout_nb.runs import LEARNERS, write_json
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import evaluate, fit, keep_memory
+from metadropout_nb.training import Learner, evaluate, fit, keep_memory
 
-OUT = Path(__file__).parents[1] / "results" / "speed" / "benchmark.json"
-DEFAULTS = {
-    "way": 5,
-    "shot": 1,
-    "query": 5,
-    "inner_steps": 5,
-    "chunk": 1,
-    "meta_batch": 4,
+OUT = Path(__file__).parents[1] / "results" / "speed"
+SIDES = {  # in the order in which they take turns
+    "textbook": {"side": "textbook", "keep": False},
+    "textbook, memory kept": {"side": "textbook", "keep": True},
+    "float32": {"side": "ours", "keep": True},
+    "bfloat16": {"side": "ours", "keep": True, "bfloat16": True},
 }
+GROWTH = {
+    "way": (5, 10, 20),
+    "shot": (1, 5),
+    "meta_batch": (4, 16),
+    "chunk": (1, 4, 16),
+    "size": (28, 56, 105),
+    "inner_steps": (1, 5, 10),
+}
+CHUNKS = (1, 16, 64, 256)  # tasks in one call, on a GPU
 
 
-def build(learner: str, size: int, way: int, inner_steps: int):
+def build(learner: str, size: int, way: int = 5, inner_steps: int = 5) -> Learner:
     torch.manual_seed(0)
     more = {"inner_steps": inner_steps} if learner == "maml" else {}
     return LEARNERS[learner](num_classes=way, image_size=size, dropout="meta", **more)
+
+
+@lru_cache
+def characters_of(size: int) -> Characters:
+    return glyphs(20, n_drawings=25, size=size)
+
+
+def sampler_of(what: str, size: int, way: int = 5, shot: int = 1) -> TaskSampler:
+    "Training tasks have 5 query images per class, test tasks 15."
+    n_query = 5 if what == "train" else 15
+    return TaskSampler(characters_of(size), way, shot, n_query)
+
+
+def seconds_of(step: Callable[[], object], seconds: float, least: int = 3) -> float:
+    "Median time of a step, after one to warm up."
+    step()
+    times, start = [], perf_counter()
+    while len(times) < least or perf_counter() - start < seconds:
+        before = perf_counter()
+        step()
+        times.append(perf_counter() - before)
+    return statistics.median(times)
 
 
 def measure(
@@ -52,55 +87,48 @@ def measure(
     learner: str,
     size: int,
     threads: int,
-    keep: bool,
     seconds: float,
-    **task,
-) -> dict:
-    "In this very process: tasks per second after a warm-up, and the peak of the resident set."
+    keep: bool = True,
+    bfloat16: bool = False,
+    way: int = 5,
+    shot: int = 1,
+    inner_steps: int = 5,
+    meta_batch: int = 4,
+    chunk: int | None = None,  # None: the learner's own
+) -> dict[str, float]:
+    "In this very process: tasks per second, and the peak of the resident set."
     torch.set_num_threads(threads)
     if keep:
         keep_memory()
-    task = DEFAULTS | task
-    ours = build(learner, size, task["way"], task["inner_steps"])
+    ours = build(learner, size, way, inner_steps)
+    sampler = sampler_of(what, size, way, shot)
+    tasks, words = sampler.sample(meta_batch), {"chunk": chunk, "bfloat16": bfloat16}
     twin = textbook.Reference(ours)
-    characters = glyphs(max(20, task["way"]), n_drawings=25, size=size)
-    n_query = task["query"] if what == "train" else 15
-    sampler = TaskSampler(characters, task["way"], task["shot"], n_query)
-    n = task["meta_batch"]
-    tasks = sampler.sample(n)
     steps = {
-        ("ours", "train"): lambda: fit(ours, sampler, n, n, chunk=task["chunk"]),
-        ("ours", "test"): lambda: evaluate(ours, tasks, chunk=task["chunk"]),
-        ("reference", "train"): lambda: textbook.train(twin, sampler, n, n),
-        ("reference", "test"): lambda: textbook.test(twin, tasks),
+        ("ours", "train"): lambda: fit(ours, sampler, meta_batch, meta_batch, **words),
+        ("ours", "test"): lambda: evaluate(ours, tasks, **words),
+        ("textbook", "train"): lambda: textbook.train(
+            twin, sampler, meta_batch, meta_batch
+        ),
+        ("textbook", "test"): lambda: textbook.test(twin, tasks),
     }
-    step = steps[side, what]
-    step()
-    times, start = [], perf_counter()
-    while len(times) < 3 or perf_counter() - start < seconds:
-        before = perf_counter()
-        step()
-        times.append(perf_counter() - before)
-    return {"tasks_per_second": n / statistics.median(times), "peak_mb": peak_memory()}
+    speed = meta_batch / seconds_of(steps[side, what], seconds)
+    return {"tasks_per_second": speed, "peak_mb": peak_memory()}
 
 
 def peak_memory() -> float:
-    "Largest resident set of this process so far, in MB. (Linux's ru_maxrss begins with that of the parent process.)"
-    status = Path("/proc/self/status").read_text()
-    return (
-        int(
-            next(
-                line for line in status.splitlines() if line.startswith("VmHWM")
-            ).split()[1]
-        )
-        / 1024
-    )
+    """Largest resident set of this process so far, in MB.
+
+    (Linux's ru_maxrss begins with that of the parent process.)"""
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in status if line.startswith("VmHWM"))
+    return int(peak.split()[1]) / 1024
 
 
-def in_a_process(**words) -> dict:
+def in_a_process(**words) -> dict[str, float]:
     result = subprocess.run(
         [sys.executable, __file__, "--measure", json.dumps(words)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
@@ -119,49 +147,31 @@ def matmul_rate(threads: int, size: int = 2048) -> float:
 
 
 def operations(learner: str, size: int) -> float:
-    "Floating-point operations of one training task in textbook form, by torch's counter."
-    twin = textbook.Reference(build(learner, size, 5, 5)).train()
-    task = TaskSampler(glyphs(20, size=size), n_query=5).sample(1)[0]
+    "Floating-point operations of one training task in textbook form, counted by torch."
+    twin = textbook.Reference(build(learner, size)).train()
+    task = sampler_of("train", size).sample(1)[0]
     with FlopCounterMode(display=False) as counter:
         logits = twin(task.support_x, task.support_y, task.query_x, twin.draw_masks())
         torch.nn.functional.cross_entropy(logits, task.query_y).backward()
     return counter.get_total_flops()
 
 
-def compare(
-    learner: str, size: int, what: str, threads: int, rounds: int, seconds: float
-) -> dict:
-    "Reference and ours in turn, as run and in the same environment."
-    found = {}
-    for name, keeps in (("as run", False), ("same environment", True)):
-        sides = {"reference": [], "ours": []}
-        for _ in range(rounds):
-            for side, results in sides.items():
-                keep = keeps or side == "ours"
-                words = {
-                    "side": side,
-                    "what": what,
-                    "learner": learner,
-                    "size": size,
-                    "threads": threads,
-                }
-                results.append(in_a_process(**words, keep=keep, seconds=seconds))
-        rates = {
-            side: [one["tasks_per_second"] for one in results]
-            for side, results in sides.items()
-        }
-        found[name] = {
-            "ratio": statistics.median(
-                o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)
-            ),
-            "ratios": [
-                o / r for o, r in zip(rates["ours"], rates["reference"], strict=True)
-            ],
-            "tasks_per_second": {
-                side: statistics.median(values) for side, values in rates.items()
-            },
-        }
-    return found
+def compare(rounds: int, **words) -> dict[str, dict]:
+    "All sides in turn: tasks per second, and ratios to the textbook loop as run."
+    rates: dict[str, list[float]] = {name: [] for name in SIDES}
+    for _ in range(rounds):
+        for name, side in SIDES.items():
+            rates[name].append(in_a_process(**words, **side)["tasks_per_second"])
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    ratios = {
+        name: [a / b for a, b in zip(rates[name], rates["textbook"], strict=True)]
+        for name in list(SIDES)[1:]
+    }
+    return {
+        "tasks_per_second": median,
+        "ratio": {name: statistics.median(each) for name, each in ratios.items()},
+        "ratios": ratios,
+    }
 
 
 def memory(learners: list[str], sizes: list[int], threads: int) -> list[dict]:
@@ -169,83 +179,33 @@ def memory(learners: list[str], sizes: list[int], threads: int) -> list[dict]:
     found = []
     for size in sizes:
         for learner in learners:
-            for side in ("reference", "ours"):
-                words = {
-                    "side": side,
-                    "what": "train",
-                    "learner": learner,
-                    "size": size,
-                    "threads": threads,
-                }
-                result = in_a_process(**words, keep=side == "ours", seconds=0)
-                found.append(
-                    {
-                        "learner": learner,
-                        "size": size,
-                        "side": side,
-                        "peak_mb": result["peak_mb"],
-                    }
-                )
-                print(found[-1], flush=True)
+            same = {"learner": learner, "size": size, "what": "train"}
+            same |= {"threads": threads, "seconds": 0}
+            for name in ("textbook", "float32", "bfloat16"):
+                peak = in_a_process(**same, **SIDES[name])["peak_mb"]
+                one = {"learner": learner, "size": size, "side": name, "peak_mb": peak}
+                found.append(one)
+                print(one, flush=True)
     return found
 
 
-GROWTH = {
-    "way": (5, 10, 20),
-    "shot": (1, 5),
-    "meta_batch": (4, 16),
-    "chunk": (1, 4, 16),
-    "size": (28, 56, 105),
-    "inner_steps": (1, 5, 10),
-}
-
-
 def growth(threads: int, seconds: float) -> list[dict]:
-    "One number at a time, training at 28 pixels; inner steps with MAML, the others with the weight generator."
+    """One number at a time, training at 28 pixels in float32.
+
+    Inner steps with MAML, the others with the Original Meta Network."""
     found = []
     for name, values in GROWTH.items():
         learner = "maml" if name == "inner_steps" else "original"
         for value in values:
-            words = {
-                "side": "ours",
-                "what": "train",
-                "learner": learner,
-                "size": 28,
-                "threads": threads,
-            }
+            words = {"side": "ours", "what": "train", "learner": learner, "size": 28}
             words |= {"meta_batch": 16 if name == "chunk" else 4, name: value}
-            result = in_a_process(**words, keep=True, seconds=seconds)
+            result = in_a_process(**words, threads=threads, seconds=seconds)
             found.append({"what": name, "value": value, "learner": learner} | result)
             print(found[-1], flush=True)
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--learners", nargs="+", default=list(LEARNERS), choices=LEARNERS
-    )
-    parser.add_argument("--sizes", nargs="+", type=int, default=[28, 105])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--seconds", type=float, default=3.0, help="a measurement, at least"
-    )
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=["speed", "memory", "growth"],
-        help="the others stay as stored",
-    )
-    parser.add_argument("--out", type=Path, default=OUT)
-    words = parser.parse_args()
-    if words.measure:
-        print(json.dumps(measure(**words.measure)))
-        return
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+def on_a_cpu(words: argparse.Namespace) -> None:
     report = json.loads(words.out.read_text()) if words.out.exists() else {}
     report |= {"threads": words.threads, "torch": torch.__version__}
     if "speed" in words.only:
@@ -253,24 +213,115 @@ def main() -> None:
         for size in words.sizes:
             for learner in words.learners:
                 for what in ("train", "test"):
-                    found = compare(
-                        learner, size, what, words.threads, words.rounds, words.seconds
-                    )
-                    found |= {"learner": learner, "size": size, "what": what}
+                    one = {"learner": learner, "size": size, "what": what}
+                    same = one | {"threads": words.threads, "seconds": words.seconds}
+                    one |= compare(words.rounds, **same)
                     if what == "train":
-                        found["flops"] = operations(learner, size)
-                    report["comparisons"].append(found)
-                    ratios = {
-                        kind: round(found[kind]["ratio"], 2)
-                        for kind in ("as run", "same environment")
+                        one["flops"] = operations(learner, size)
+                    report["comparisons"].append(one)
+                    told = {
+                        name: f"{ratio:.2f}" for name, ratio in one["ratio"].items()
                     }
-                    print(learner, size, what, ratios, flush=True)
+                    print(learner, size, what, told, flush=True)
                     write_json(words.out, report)
     if "memory" in words.only:
         report["memory"] = memory(words.learners, words.sizes, words.threads)
     if "growth" in words.only:
         report["growth"] = growth(words.threads, words.seconds)
     write_json(words.out, report)
+
+
+def tasks_on_device(
+    device: torch.device,
+    learner: str,
+    size: int,
+    what: str,
+    bfloat16: bool,
+    chunk: int,
+    seconds: float,
+) -> dict[str, float | None]:
+    "Tasks per second and peak memory; None where the tasks do not fit."
+    cuda = device.type == "cuda"
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    ours, sampler = build(learner, size).to(device), sampler_of(what, size)
+    n = max(chunk, 16)
+    tasks, words = sampler.sample(n), {"chunk": chunk, "bfloat16": bfloat16}
+
+    def step() -> None:
+        if what == "train":
+            fit(ours, sampler, n, n, **words)
+        else:
+            evaluate(ours, tasks, **words)
+        if cuda:
+            torch.cuda.synchronize(device)
+
+    try:
+        speed = n / seconds_of(step, seconds, least=2)
+    except torch.OutOfMemoryError:
+        speed = None
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_memory()
+    return {"tasks_per_second": speed, "peak_mb": peak}
+
+
+def on_a_gpu(words: argparse.Namespace, device: torch.device) -> None:
+    "Ends in time: what is left over then is named, and not measured."
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    report = {"device": name, "torch": torch.__version__, "measurements": []}
+    end, left = perf_counter() + 60 * words.minutes, []
+    cases = [
+        {"learner": k, "size": s, "what": w, "bfloat16": b, "chunk": c}
+        for s in words.sizes
+        for w in ("train", "test")
+        for c in words.chunks
+        for k in words.learners
+        for b in (False, True)
+    ]
+    for case in cases:
+        if perf_counter() > end:
+            left.append(case)
+            continue
+        one = case | tasks_on_device(device, **case, seconds=words.seconds)
+        report["measurements"].append(one)
+        print(one, flush=True)
+        write_json(words.out, report)
+    for case in left:
+        print("no time for", case, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, known = parser.add_argument, list(LEARNERS)
+    add("--measure", type=json.loads, help=argparse.SUPPRESS)
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--learners", nargs="+", default=known, choices=known)
+    add("--sizes", nargs="+", type=int, default=[28, 105])
+    add("--rounds", type=int, default=3)
+    add("--seconds", type=float, help="a measurement, at least (3; on a GPU 0.5)")
+    add("--threads", type=int, default=2)
+    parts = ["speed", "memory", "growth"]
+    add("--only", nargs="+", default=parts, choices=parts, help="others stay as stored")
+    add("--chunks", nargs="+", type=int, default=CHUNKS, help="on a GPU")
+    add("--minutes", type=float, default=7, help="on a GPU: begin nothing after these")
+    add("--out", type=Path)
+    words = parser.parse_args()
+    if words.measure:
+        print(json.dumps(measure(**words.measure)))
+        return
+    if words.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU on this machine")
+    if words.seconds is None:
+        words.seconds = 3.0 if words.device == "cpu" else 0.5
+    name = "benchmark.json" if words.device == "cpu" else "cuda.json"
+    words.out = words.out or OUT / name
+    words.out.parent.mkdir(parents=True, exist_ok=True)
+    if words.device == "cuda":
+        on_a_gpu(words, torch.device("cuda"))
+    else:
+        on_a_cpu(words)
 
 
 if __name__ == "__main__":

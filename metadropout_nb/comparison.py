@@ -78,10 +78,9 @@ VARIED = (
 )  # within a protocol
 
 
-def arm_label(
-    run: Run,
-) -> str:
-    'The arm with what is special about its masks: "meta", "meta x2" (twice the rates), "meta, channels", "meta, unscaled".'
+def arm_label(run: Run) -> str:
+    """The arm with what is special about its masks: "meta", "meta x2" (twice the
+    rates), "meta, channels", "meta, unscaled"."""
     label = run.arm + (f" x{run.dose:g}" if run.dose != 1 else "")
     return (
         label
@@ -92,12 +91,12 @@ def arm_label(
 # %% ../nbs/09_does_it_help.ipynb #e7a856df
 @dataclass(frozen=True)
 class Protocol:
-    "What runs must have in common to be compared: all settings of a `Run` but those in `VARIED`."
+    """What runs must have in common to be compared: all settings of a `Run` but those
+    in `VARIED`."""
 
     settings: tuple[tuple[str, Any], ...]  # names and values
-    masks_of: int | None = (
-        None  # the one seed whose runs differ in their mask seed alone; None: runs differ in the seed
-    )
+    # The one seed whose runs differ in their mask seed alone; None: the seeds differ.
+    masks_of: int | None = None
 
     @classmethod
     def of(cls, run: Run) -> "Protocol":
@@ -108,10 +107,11 @@ class Protocol:
 
     @property
     def name(self) -> str:
-        'For people: "omniglot 28x28, 5-way 1-shot, 2,000 training tasks", and whatever is not the default.'
+        """For people: "omniglot 28x28, 5-way 1-shot, 2,000 training tasks", and
+        whatever is not the default."""
         settings = dict(self.settings)
-        head = "{data} {size}x{size}, {n_way}-way {k_shot}-shot, {tasks:,} training tasks".format(
-            **settings
+        head = (
+            "{data} {size}x{size}, {n_way}-way {k_shot}-shot, {tasks:,} training tasks"
         )
         special = (
             f"{name.replace('_', ' ')} {value}"
@@ -122,7 +122,7 @@ class Protocol:
             if self.masks_of is None
             else [f"only the masks differ (seed {self.masks_of})"]
         )
-        return ", ".join([head, *special, *masks])
+        return ", ".join([head.format(**settings), *special, *masks])
 
     @property
     def slug(self) -> str:
@@ -145,17 +145,17 @@ def split_protocols(
     return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0].name)))
 
 # %% ../nbs/09_does_it_help.ipynb #abbc4779
-Reports = dict[
-    tuple[str, str], dict[int, Evaluation]
-]  # (learner, arm label) -> seed -> evaluation
+# (learner, arm label) -> seed -> evaluation
+Reports = dict[tuple[str, str], dict[int, Evaluation]]
 
 
 def group_results(
     results: Sequence[dict[str, Any]],
 ) -> Reports:
-    """Evaluations by learner, arm label and seed (mask seed, where only the masks differ), in a fixed order.
+    """Evaluations by learner, arm label and seed, in a fixed order.
 
-    Raises `ValueError` for results of different protocols, for a run that is there twice, and for no results."""
+    By mask seed, where only the masks differ. Raises `ValueError` for results of
+    different protocols, for a run that is there twice, and for no results."""
     if not results:
         raise ValueError("nothing to compare: no results")
     _check_one_protocol(list(split_protocols(results)))
@@ -184,12 +184,14 @@ def _check_one_protocol(protocols: list[Protocol]) -> None:
         mixed.append("mask_seed")
     if mixed:
         raise ValueError(
-            f"these results differ in {', '.join(mixed)}: compare one protocol at a time (`split_protocols` parts them)"
+            f"these results differ in {', '.join(mixed)}: compare one protocol at a "
+            "time (`split_protocols` parts them)"
         )
 
 
 def _place(run: Run) -> tuple[Any, ...]:
-    "Order in tables: learners and arms as the course meets them, element masks first, then by dose."
+    """Order in tables: learners and arms as the course meets them, element masks first,
+    then by dose."""
     return (
         [*LEARNERS].index(run.learner),
         ARMS.index(run.arm),
@@ -203,17 +205,17 @@ def _place(run: Run) -> tuple[Any, ...]:
 # %% ../nbs/09_does_it_help.ipynb #04290ff4
 @dataclass(frozen=True, eq=False)
 class Difference:
-    """An arm against the baseline of the same learner: paired differences of accuracy, as fractions.
+    """An arm against the baseline of the same learner: paired differences of accuracy.
 
-    The verdict rests on `interval` (`verdict` has the rule). With one seed there is none."""
+    All are fractions. The verdict rests on `interval` (`verdict` has the rule). With
+    one seed there is none."""
 
     learner: str
     arm: str  # as `arm_label` has it
     baseline: str
     seeds: tuple[int, ...]  # that both arms have
-    matrix: np.ndarray = field(
-        repr=False
-    )  # `[seeds, tasks]`, accuracy of the arm less accuracy of the baseline
+    # `[seeds, tasks]`, accuracy of the arm less accuracy of the baseline
+    matrix: np.ndarray = field(repr=False)
 
     @property
     def by_seed(self) -> np.ndarray:
@@ -232,7 +234,8 @@ class Difference:
 
     @property
     def interval(self) -> Interval:
-        "The 95 % interval for new seeds and new tasks, by Student's t with the degrees of freedom of the first look."
+        """The 95 % interval for new seeds and new tasks, by Student's t with the
+        degrees of freedom of the first look."""
         return crossed_interval(self.matrix, FIRST_LOOK - 1)
 
     @property
@@ -242,7 +245,10 @@ class Difference:
 
     @property
     def prediction_interval(self) -> Interval:
-        "The 95 % interval of the difference that one more seed would show, on these very tasks. Infinite with one seed."
+        """The 95 % interval of the difference that one more seed would show, on these
+        very tasks.
+
+        Infinite with one seed."""
         n = len(self.seeds)
         if n < 2:
             return Interval(-np.inf, np.inf)
@@ -253,12 +259,14 @@ class Difference:
 
     @property
     def bootstrap(self) -> Interval:
-        "Percentiles of a bootstrap crossed over seeds and tasks; too narrow with few seeds."
+        """Percentiles of a bootstrap crossed over seeds and tasks; too narrow with few
+        seeds."""
         return bootstrap_interval(self.matrix)
 
     @property
     def ci95(self) -> float:
-        "Half-width of `interval`; with one seed that of a t-interval over its test tasks, which is silent on other seeds."
+        """Half-width of `interval`; with one seed that of a t-interval over its test
+        tasks, which is silent on other seeds."""
         return (
             self.interval.half_width
             if len(self.seeds) > 1
@@ -267,7 +275,8 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        "Of the t-test that `interval` belongs to, uncorrected; not a number with one seed."
+        """Of the t-test that `interval` belongs to, uncorrected; not a number with one
+        seed."""
         if len(self.seeds) < 2:
             return float("nan")
         error, df = standard_error(self.matrix)
@@ -294,7 +303,8 @@ def paired_differences(
     reports: Reports,
     baseline: str = "none",  # the arm that the others are compared with
 ) -> list[Difference]:
-    "Every other arm against the baseline of the same learner, over the seeds that both have."
+    """Every other arm against the baseline of the same learner, over the seeds that
+    both have."""
     found = []
     for (learner, arm), of_seed in reports.items():
         base = reports.get((learner, baseline), {})
@@ -309,8 +319,9 @@ def paired_differences(
 
 def corrected_p_values(
     differences: Sequence[Difference],
-) -> np.ndarray:  # one a difference; not a number with one seed
-    "p-values corrected for testing all of these at once (false discovery rate, Benjamini and Hochberg)."
+) -> np.ndarray:  # one per difference; not a number with one seed
+    """p-values corrected for testing all of these at once (false discovery rate,
+    Benjamini and Hochberg)."""
     p = np.array([difference.p_value for difference in differences])
     there = ~np.isnan(p)
     if there.any():
@@ -320,7 +331,8 @@ def corrected_p_values(
 # %% ../nbs/09_does_it_help.ipynb #0bd6b8d0
 @dataclass(frozen=True, eq=False)
 class SpreadChange:
-    "The standard deviation over test tasks with an arm, relative to the baseline of the same seed."
+    """The standard deviation over test tasks with an arm, relative to the baseline of
+    the same seed."""
 
     learner: str
     arm: str
@@ -342,7 +354,8 @@ def spread_changes(
     reports: Reports,
     baseline: str = "none",
 ) -> list[SpreadChange]:
-    "Every other arm against the baseline of the same learner, over the seeds that both have and whose tasks differ."
+    """Every other arm against the baseline of the same learner, over the seeds that
+    both have and whose tasks differ."""
     found = []
     for (learner, arm), of_seed in reports.items():
         base = reports.get((learner, baseline), {})
@@ -359,17 +372,16 @@ def spread_changes(
 
 # %% ../nbs/09_does_it_help.ipynb #0a768407
 def rank_learners(
-    differences: Sequence[Difference],  # one a learner
+    differences: Sequence[Difference],  # one per learner
     resamples: int = 2000,
-) -> dict[
-    str, np.ndarray
-]:  # learner -> share of resamples in which it ranks first, second, ...
-    """Ranks by gain under a bootstrap over seeds. Learners with one seed are left out: it cannot be resampled.
+) -> dict[str, np.ndarray]:  # learner -> share of resamples in which it is first, ...
+    """Ranks by gain under a bootstrap over seeds.
 
-    Raises `ValueError` for two differences of one learner."""
+    Learners with one seed are left out: it cannot be resampled. Raises `ValueError`
+    for two differences of one learner."""
     told = [difference for difference in differences if len(difference.seeds) > 1]
     if len({difference.learner for difference in told}) < len(told):
-        raise ValueError("one difference a learner: choose an arm")
+        raise ValueError("one difference per learner: choose an arm")
     rng = np.random.default_rng(0)
     gains = [
         rng.choice(difference.by_seed, (resamples, len(difference.seeds))).mean(1)
@@ -389,9 +401,11 @@ def rank_learners(
 # %% ../nbs/09_does_it_help.ipynb #d44b5a12
 @dataclass(frozen=True)
 class Claim:
-    """What the origin reports for one learner from one run an arm: accuracy and standard deviation over tasks, in percent.
+    """What the origin reports for one learner, from one run per arm.
 
-    The changes are fractions. Their 95 % intervals know the luck of `N_CLAIMED` test tasks and no other, and take the two runs to have met different ones."""
+    Accuracy and standard deviation over tasks, in percent. The changes are fractions.
+    Their 95 % intervals know the luck of `N_CLAIMED` test tasks and no other, and take
+    the two runs to have met different ones."""
 
     without: tuple[float, float]
     with_it: tuple[float, float]
@@ -437,7 +451,9 @@ LEARNER_NAMES = {
 
 # %% ../nbs/09_does_it_help.ipynb #8c6c9667
 class Rows(list[dict[str, str]]):
-    "A table: a list of rows, each a dictionary from column to text. Shows itself as text, in a notebook as HTML."
+    """A table: a list of rows, each a dictionary from column to text.
+
+    Shows itself as text, in a notebook as HTML."""
 
     def __repr__(self) -> str:
         if not self:
@@ -456,25 +472,27 @@ class Rows(list[dict[str, str]]):
             "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
             for row in rows
         )
-        return f"<table><thead><tr>{''.join(f'<th>{key}</th>' for key in head)}</tr></thead><tbody>{body}</tbody></table>"
+        top = "".join(f"<th>{key}</th>" for key in head)
+        return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
     def lines(self) -> list[list[str]]:
-        "The columns of all rows, and each row's cells; a row that lacks a column has an empty cell there."
+        """The columns of all rows, and each row's cells; a row that lacks a column has
+        an empty cell there."""
         columns = list(dict.fromkeys(key for row in self for key in row))
         return [columns, *([row.get(key, "") for key in columns] for row in self)]
 
 # %% ../nbs/09_does_it_help.ipynb #00058400
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Results of one protocol side by side. Shows itself as two tables; `tables()` has all, `plot()` draws it.
+    """Results of one protocol side by side.
 
-    Raises `ValueError` where `group_results` does, and for a baseline that no result has."""
+    Shows itself as two tables; `tables()` has all, `plot()` draws it. Raises
+    `ValueError` where `group_results` does, and for a baseline that no result has."""
 
     results: Sequence[dict[str, Any]] = field(repr=False)
     baseline: str = "none"  # the arm that the others are compared with
-    mask_results: Sequence[dict[str, Any]] = field(
-        default=(), repr=False
-    )  # the same settings: only the masks differ
+    # The same settings, where only the masks differ.
+    mask_results: Sequence[dict[str, Any]] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_name(
@@ -495,7 +513,8 @@ class Comparison:
 
     @property
     def claims(self) -> dict[str, Claim]:
-        "By learner: those of the origin, if they are about these data, ways, shots and training tasks."
+        """By learner: those of the origin, if they are about these data, ways, shots
+        and training tasks."""
         of_main, of_ours = dict(MAIN.settings), dict(self.protocol.settings)
         return (
             CLAIMS
@@ -528,14 +547,16 @@ class Comparison:
         )
 
     def difference_rows(self) -> Rows:
-        "A row for each arm but the baseline: its paired difference in points, and the verdict."
+        """A row for each arm but the baseline: its paired difference in points, and the
+        verdict."""
         return Rows(
             _named(d) | {"points": str(d), "verdict": d.verdict}
             for d in self.differences
         )
 
     def interval_rows(self) -> Rows:
-        "The 95 % intervals in points, and p-values of the t-test over seeds and tasks: as they are, and corrected for all rows."
+        """The 95 % intervals in points, and p-values of the t-test over seeds and
+        tasks: as they are, and corrected for all rows."""
         return Rows(
             _named(d)
             | {
@@ -557,7 +578,8 @@ class Comparison:
         )
 
     def spread_rows(self) -> Rows:
-        "Change of the standard deviation over tasks, in percent, with its 95 % interval over seeds."
+        """Change of the standard deviation over tasks, in percent, with its 95 %
+        interval over seeds."""
         claimed = {(learner, "meta"): claim for learner, claim in self.claims.items()}
         return Rows(
             _named(s)
@@ -579,7 +601,8 @@ class Comparison:
         )
 
     def variance_rows(self) -> Rows:
-        "Standard deviations, in points, of what seeds (or masks alone), tasks and the residual do to an accuracy."
+        """Standard deviations, in points, of what seeds (or masks alone), tasks and the
+        residual do to an accuracy."""
         masks = group_results(self.mask_results) if self.mask_results else {}
         rows = [(key, of_seed, "seeds") for key, of_seed in self.reports.items()]
         rows += [(key, of_seed, "masks alone") for key, of_seed in masks.items()]
@@ -596,7 +619,8 @@ class Comparison:
         )
 
     def ranking_rows(self) -> Rows:
-        "Learners by gain of `meta`, and the share of bootstrap resamples of the seeds in which each has that rank."
+        """Learners by gain of `meta`, and the share of bootstrap resamples of the seeds
+        in which each has that rank."""
         differences = sorted(self.of_arm().values(), key=lambda d: -d.mean)
         shares = rank_learners(differences)
         return Rows(
@@ -614,7 +638,8 @@ class Comparison:
         )
 
     def seeds_rows(self) -> Rows:
-        "Seeds needed for a half-width of one point, from the spread of paired differences."
+        """Seeds needed for a half-width of one point, from the spread of paired
+        differences."""
         return Rows(
             _named(d) | _seeds_row(d) for d in self.differences if len(d.seeds) > 1
         )
@@ -646,7 +671,10 @@ class Comparison:
         )
 
     def plot(self) -> Figure:
-        "Left: accuracy of every seed. Right, where there are any: paired differences with 95 % intervals and verdicts."
+        """Left: accuracy of every seed.
+
+        Right, where there are any: paired differences with 95 % intervals and
+        verdicts."""
         columns = 2 if self.differences else 1
         figure, axes = start_figure(
             5 * columns,
@@ -663,7 +691,8 @@ class Comparison:
         return figure
 
     def figures(self) -> dict[str, Figure]:
-        "All figures that these results can fill, by name: the comparison, and the claims beside ours."
+        """All figures that these results can fill, by name: the comparison, and the
+        claims beside ours."""
         claims = (
             {"claims": plot_claims(self)}
             if self.of_arm().keys() & self.claims.keys()
@@ -675,7 +704,8 @@ class Comparison:
 def compare_all(
     results: Sequence[dict[str, Any]],
 ) -> dict[Protocol, Comparison]:
-    "A comparison for each protocol, that with most runs first; runs that differ in their masks alone also go to theirs."
+    """A comparison for each protocol, that with most runs first; runs that differ in
+    their masks alone also go to theirs."""
     protocols = split_protocols(results)
     masks = {
         p.settings: of_protocol
@@ -705,7 +735,8 @@ def _p(value: float) -> str:
 
 
 def _pooled(reports: list[Evaluation], unit: str) -> dict[str, str]:
-    "Means over seeds; the interval crosses seeds and tasks or, where there is one seed only, is over its tasks."
+    """Means over seeds; the interval crosses seeds and tasks or, where there is one
+    seed only, is over its tasks."""
     accuracies = np.stack([report.accuracies for report in reports])
     n = len(reports)
     ci95 = crossed_interval(accuracies).half_width if n > 1 else reports[0].ci95
@@ -795,7 +826,7 @@ def _plot_accuracies(axis: Axes, reports: Reports) -> None:
         ],
     )
     axis.set(
-        xlabel="test accuracy (%): a dot a run, a bar their mean",
+        xlabel="test accuracy (%): one dot per run, a bar for their mean",
         ylim=(len(reports) - 0.5, -0.5),
     )
 
@@ -837,10 +868,9 @@ def _plot_differences(axis: Axes, differences: Sequence[Difference]) -> None:
     )
 
 # %% ../nbs/09_does_it_help.ipynb #1840f4e2
-def plot_claims(
-    comparison: Comparison,
-) -> Figure:
-    "Gain in accuracy (left) and change of the spread over tasks (right): what is claimed, and ours, with 95 % intervals."
+def plot_claims(comparison: Comparison) -> Figure:
+    """Gain in accuracy (left) and change of the spread over tasks (right): what is
+    claimed, and ours, with 95 % intervals."""
     figure, (left, right) = start_figure(9, 2.9, columns=2, sharey=True)
     spreads = {
         s.learner: s
@@ -885,7 +915,7 @@ def _plot_claim(
         "s:",
         color="black",
         mfc="white",
-        label="claimed, one run an arm; dotted: luck of its test tasks",
+        label="claimed, one run per arm; dotted: luck of its test tasks",
     )
     if ours is None:
         axis.annotate("  not run yet", (0, y + 0.2), va="center", fontsize="small")
@@ -910,10 +940,9 @@ def _plot_claim(
 # %% ../nbs/09_does_it_help.ipynb #6807d3b9
 def answers(
     results: Sequence[dict[str, Any]],
-) -> dict[
-    str, str
-]:  # learner -> a sentence or two in Markdown, for every learner of which something is claimed
-    "What the main protocol, `MAIN`, says of `meta`: verdict, number of seeds, mean, interval, the claim, and the control."
+) -> dict[str, str]:  # by learner with a claim: a sentence or two in Markdown
+    """What the main protocol, `MAIN`, says of `meta`: verdict, number of seeds, mean,
+    interval, the claim, and the control."""
     found = compare_all(results).get(MAIN)
     if found is None:
         return {
@@ -952,7 +981,10 @@ def _answer(
     name = f"**{LEARNER_NAMES[learner]}: {difference.verdict}.**"
     mean, n = f"{100 * difference.mean:+.2f} points", len(difference.seeds)
     if n < LEAST_SEEDS:
-        return f"{name} Over {n} seed{'s' * (n > 1)} the difference is {mean}, which says little of others. The claim is {told}."
+        return (
+            f"{name} Over {n} seed{'s' * (n > 1)} the difference is {mean}, which says "
+            f"little of others. The claim is {told}."
+        )
     inside = (
         "within"
         if difference.interval.low <= claim.gain <= difference.interval.high
@@ -961,9 +993,11 @@ def _answer(
     least, most = difference.prediction_interval
     usual = "not unusual" if least <= claim.gain <= most else "unusual"
     return (
-        f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % interval of the mean change "
-        f"{difference.interval}). The claim, {told}, lies {inside} this interval. Of single pairs like ours nineteen in twenty "
-        f"would lie from {100 * least:+.1f} to {100 * most:+.1f} points, so for one pair at 28x28 a gain of that size is {usual}."
+        f"{name} Over {n} seeds accuracy changed by {mean}, from {without:.1%} (95 % "
+        f"interval of the mean change {difference.interval}). The claim, {told}, lies "
+        f"{inside} this interval. Of single pairs like ours nineteen in twenty would "
+        f"lie from {100 * least:+.1f} to {100 * most:+.1f} points, so for one pair at "
+        f"28x28 a gain of that size is {usual}."
     )
 
 
@@ -974,12 +1008,13 @@ def _against_standard(difference: Difference | None) -> str:
     if n < LEAST_SEEDS:
         return f" Against ordinary dropout there are too few seeds to say ({n})."
     return (
-        f" Against ordinary dropout at the same rates the change is {100 * difference.mean:+.2f} points "
-        f"({difference.interval}; {n} seeds)."
+        f" Against ordinary dropout at the same rates the change is "
+        f"{100 * difference.mean:+.2f} points ({difference.interval}; {n} seeds)."
     )
 
 # %% ../nbs/09_does_it_help.ipynb #9f55e1f0
-ROUNDED = {  # learner and arm -> seeds that are run again with two threads: other rounding, and nothing else
+# Learner and arm -> seeds that are run again with two threads: other rounding, no more.
+ROUNDED = {
     ("original", "none"): (*range(5), *range(10, 15)),
     ("original", "meta"): range(10, 15),
     ("eb", "none"): range(20),
@@ -991,7 +1026,9 @@ def planned_runs(
         dict[str, Any]
     ] = (),  # what is there: it decides how many seeds the main question needs
 ) -> list[Run]:
-    "The course's experiment on Omniglot, the main question first. `sweep` skips what is finished."
+    """The course's experiment on Omniglot, the main question first.
+
+    `sweep` skips what is finished."""
 
     def runs(
         learners: Sequence[str], arms: Sequence[str], seeds: int, **settings: Any
@@ -1050,7 +1087,8 @@ def planned_runs(
 def missing_rows(
     results: Sequence[dict[str, Any]],
 ) -> Rows:
-    "What of the planned runs is not there yet: a row for each protocol, learner and arm."
+    """What of the planned runs is not there yet: a row for each protocol, learner and
+    arm."""
     done = {Run(**result["run"]) for result in results}
     groups: dict[tuple[str, str, str], list[bool]] = {}
     for run in planned_runs(results):
@@ -1070,7 +1108,8 @@ def missing_rows(
 
 # %% ../nbs/09_does_it_help.ipynb #98fde884
 def _seeds_wanted(results: Sequence[dict[str, Any]], learner: str) -> int:
-    "Ten; then, while the interval of the finished seeds is wider than the margin, five more; thirty at most."
+    """Ten; then, while the interval of the finished seeds is wider than the margin,
+    five more; thirty at most."""
     found = split_protocols(results).get(MAIN)
     difference = Comparison(found).of_arm().get(learner) if found else None
     for wanted in LOOKS:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .meta_dropout import MetaDropout, check_arm, seed_masks, sites
 
 # %% ../nbs/04_embedding_network.ipynb #7c5237c8
-STATISTICS = {  # at test: whose statistics normalise the support set, and whose the query set
+# At test: whose statistics normalise the support set, and whose the query set.
+STATISTICS = {
     "running": ("running", "running"),
     "support": ("own", "support"),
     "transductive": ("own", "own"),
@@ -40,10 +41,11 @@ class TaskBatchNorm(nn.BatchNorm2d):
     calls it gets one step on leaving train mode. Raises `ValueError` for unknown
     `statistics`, and where those of a support set are wanted before there was one."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
     gathers = True  # whether passes in train mode count for the running statistics
-    fused = (
-        True  # torch applies weight and bias: wrong to differentiate twice in `vmap`
-    )
+    fused = True  # torch applies weight and bias, which MAML cannot always have
     query = False  # whether query samples come next
 
     def __init__(
@@ -53,17 +55,14 @@ class TaskBatchNorm(nn.BatchNorm2d):
     ):
         super().__init__(num_features)
         self.statistics = check_statistics(statistics)
-        self.seen: tuple[Tensor, Tensor] | None = (
-            None  # of the last own pass, each `[T, C]`
-        )
-        self.samples = 0  # numbers that each of these was taken over
+        # Mean and variance of the last own pass, each `[T, C]`, over so many numbers.
+        self.seen: tuple[Tensor, Tensor] | None = None
+        self.samples = 0
         self.register_buffer("gathered", torch.zeros(2, num_features), persistent=False)
         self.passes = 0  # how many passes are summed up in `gathered`
 
-    def known(
-        self,
-    ) -> tuple[Tensor, Tensor] | None:  # mean and variance, `[C]` or `[T, C]`
-        "The statistics to normalise by; None where they are those of the batch to come."
+    def known(self) -> tuple[Tensor, Tensor] | None:  # mean, variance `[C]` or `[T, C]`
+        "The statistics to normalise by; None where they are those of the set to come."
         source = "own" if self.training else STATISTICS[self.statistics][self.query]
         if source == "own":
             return None
@@ -72,9 +71,8 @@ class TaskBatchNorm(nn.BatchNorm2d):
                 "with the support set's statistics, the support set has to be embedded "
                 "before the query set"
             )
-        return (
-            self.seen if source == "support" else (self.running_mean, self.running_var)
-        )
+        running = self.running_mean, self.running_var
+        return self.seen if source == "support" else running
 
     def scale_and_shift(
         self,
@@ -92,24 +90,22 @@ class TaskBatchNorm(nn.BatchNorm2d):
             )
             return (x * scale + shift).view_as(x)
         tasks = x[None] if x.dim() == 4 else x
-        affine = (self.weight, self.bias) if self.fused else (None, None)
+        weight, bias = (self.weight, self.bias) if self.fused else (None, None)
         mean, var = (
             x.new_zeros(len(tasks), self.num_features, dtype=self.weight.dtype)
             for _ in range(2)
         )
         # With momentum 1, the "running" statistics that come back are the set's own.
         outputs = [
-            F.batch_norm(task, mean[t], var[t], *affine, True, 1.0, self.eps)
+            F.batch_norm(task, mean[t], var[t], weight, bias, True, 1.0, self.eps)
             for t, task in enumerate(tasks)
         ]
         samples = tasks[0].numel() // self.num_features
         self.observe(mean, var * ((samples - 1) / samples), samples)
         y = (torch.cat(outputs) if len(tasks) > 1 else outputs[0]).view_as(x)
-        return (
-            y
-            if self.fused
-            else torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None])
-        )
+        if self.fused:
+            return y
+        return torch.addcmul(self.bias[:, None, None], y, self.weight[:, None, None])
 
     def observe(
         self,
@@ -129,9 +125,9 @@ class TaskBatchNorm(nn.BatchNorm2d):
         self.passes += len(mean)
 
     def step(self) -> None:
-        """Move the running statistics towards the average of the passes since the last step.
+        """Move the running statistics towards the average of the passes since the last.
 
-        The step is as long as one step of batch norm's momentum per pass would be together."""
+        The step is as long as one step of batch norm's momentum per pass together."""
         if self.passes:
             length = 1 - (1 - self.momentum) ** self.passes
             mean, var = self.gathered / self.passes
@@ -170,19 +166,15 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.normalised(x)
         y = y if self.after_pool else self.dropout(y)
-        # The largest of four is the same before ReLU and after it: afterwards there is less to do.
+        # ReLU and the largest of four may change places: then there is less to do.
         y = F.relu(self.pool(y.flatten(0, -4))).unflatten(0, x.shape[:-3])
         return self.dropout(y) if self.after_pool else y
 
     def normalised(self, x: Tensor) -> Tensor:
-        "Batch norm of the convolution. Where it is an affine map, the convolution does both."
+        "Batch norm of the convolution, which does both where the statistics are known."
         images, known = x.flatten(0, -4), self.norm.known()
-        if (
-            known and known[0].numel() == self.norm.num_features
-        ):  # one mean for all images
-            scale, shift = (
-                part.flatten() for part in self.norm.scale_and_shift(*known)
-            )
+        if known and known[0].numel() == self.norm.num_features:  # one mean for all
+            scale, shift = map(torch.flatten, self.norm.scale_and_shift(*known))
             weight = self.conv.weight * scale[:, None, None, None]
             y = F.conv2d(images, weight, self.conv.bias * scale + shift, padding=1)
         elif known is None and x.shape[-3] == 1:
@@ -194,7 +186,7 @@ class ConvBlock(nn.Module):
     def from_patches(self, images: Tensor, tasks: int) -> Tensor:
         """The same for gray images, where a filter sees patches `u` of nine numbers.
 
-        Its outputs `w . u` have the mean `w . mean(u)` and the variance `w Cov(u) w`."""
+        Its outputs `w . u` have mean `w . mean(u)` and variance `w Cov(u) w`."""
         patches = F.unfold(images, 3, padding=1).mT.reshape(tasks, -1, 9)
         patches = F.pad(patches, (0, 1), value=1.0)  # the bias is a tenth weight
         weight = torch.cat([self.conv.weight.flatten(1), self.conv.bias[:, None]], 1)
@@ -202,26 +194,21 @@ class ConvBlock(nn.Module):
             centre = patches.mean(1, keepdim=True)
             spread = patches - centre
             covariance = spread.mT @ spread / patches.shape[1]
-            mean, var = (
-                (centre @ weight.T)[:, 0],
-                ((weight @ covariance) * weight).sum(-1),
-            )
+            mean = (centre @ weight.T)[:, 0]
+            var = ((weight @ covariance) * weight).sum(-1)
         self.norm.observe(mean, var, patches.shape[1])
         scale, shift = self.norm.scale_and_shift(mean, var)
         weight = weight * scale[..., None] + F.pad(shift[..., None], (9, 0))
-        return (
-            (patches @ weight.mT)
-            .view(len(images), *images.shape[2:], -1)
-            .movedim(-1, 1)
-        )
+        y = (patches @ weight.mT).view(len(images), *images.shape[2:], -1)
+        return y.movedim(-1, 1)
 
 # %% ../nbs/04_embedding_network.ipynb #4dc413bc
 class EmbeddingNetwork(nn.Module):
     """Conv-4 (Vinyals et al., 2016; Snell et al., 2017) with Meta Dropout inside.
 
     Images `[B, C, S, S]` of one task to embeddings `[B, embedding_dim]`; images
-    `[T, B, C, S, S]` of T tasks to `[T, B, embedding_dim]`. Raises `ValueError` for images
-    of another rank, size, channel count or dtype, and for settings that make no sense."""
+    `[T, B, C, S, S]` of T tasks to `[T, B, embedding_dim]`. Raises `ValueError` for
+    images of another rank, size, channel count or dtype, and for senseless settings."""
 
     filters = 64  # a block
 
@@ -245,7 +232,8 @@ class EmbeddingNetwork(nn.Module):
             )
         if image_size < 16:
             raise ValueError(
-                f"four pools need images of at least 16 pixels a side, got image_size={image_size}"
+                "four pools need images of at least 16 pixels a side, got "
+                f"image_size={image_size}"
             )
         self.dropout, self.image_size = check_arm(dropout), image_size
         self.in_channels, self.embedding_dim = in_channels, embedding_dim
@@ -266,9 +254,8 @@ class EmbeddingNetwork(nn.Module):
         )
         self.linear = nn.Linear(self.filters * (image_size // 16) ** 2, embedding_dim)
         self.embedding_dropout = layers[4]
-        self.to(
-            memory_format=torch.channels_last
-        )  # CPUs run these convolutions fastest so
+        # CPUs run these convolutions fastest so.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def sites(self) -> list[MetaDropout]:
@@ -287,7 +274,7 @@ class EmbeddingNetwork(nn.Module):
 
     @property
     def next_task(self) -> int:
-        "Index of the task that comes next: its masks depend on it. Set it to go back or ahead."
+        "Index of the task that comes next. Set it back to meet the same masks again."
         return self.sites[0].next_task
 
     @next_task.setter
@@ -311,9 +298,7 @@ class EmbeddingNetwork(nn.Module):
 
     def reset_dropout_masks(
         self,
-        input_shape: Sequence[
-            int
-        ],  # of the images to come, `[B, C, S, S]` or with a leading T
+        input_shape: Sequence[int],  # of the images, `[B, C, S, S]` or with a leading T
         device: str | torch.device | None = None,  # None: where the weights are
     ) -> None:
         "Start the next task, or the next T tasks, at every site."
@@ -333,9 +318,9 @@ class EmbeddingNetwork(nn.Module):
         size, channels = self.image_size, self.in_channels
         if len(shape) not in (4, 5) or tuple(shape[-3:]) != (channels, size, size):
             raise ValueError(
-                f"expected images [B, {channels}, {size}, {size}], or [T, B, {channels}, {size}, "
-                f"{size}] of T tasks, got {list(shape)}; the network's image_size and "
-                "in_channels are chosen when it is built"
+                f"expected images [B, {channels}, {size}, {size}], or [T, B, "
+                f"{channels}, {size}, {size}] of T tasks, got {list(shape)}; the "
+                "network's image_size and in_channels are chosen when it is built"
             )
 
     def forward(
@@ -343,11 +328,12 @@ class EmbeddingNetwork(nn.Module):
         images: Tensor,  # `[B, C, S, S]` or `[T, B, C, S, S]`, ink 1 and paper 0
         query: bool = False,  # whether these are query images
     ) -> Tensor:  # `[B, embedding_dim]` or `[T, B, embedding_dim]`
-        "Embed images. In train mode the first task begins here, unless one has begun already."
+        "Embed images. In train mode the first task begins here, unless one has begun."
         self._check_shape(images.shape)
         if not images.is_floating_point():
             raise ValueError(
-                f"images must be floating point in [0, 1], got {images.dtype}: divide bytes by 255"
+                f"images must be floating point in [0, 1], got {images.dtype}: divide "
+                "bytes by 255"
             )
         for layer in self.modules():
             if isinstance(layer, MetaDropout | TaskBatchNorm):

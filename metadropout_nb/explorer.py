@@ -67,9 +67,7 @@ def _task_data(
     for site, maps in enumerate(_maps(network, drawings)):
         chosen = maps.std((0, 2, 3)).argsort()[::-1][:channels]
         shown, shape = maps[:, chosen], maps.shape[1:]
-        queries = levels(
-            (0, t, site, 1, 1), (len(task.query_x), *shape)
-        )  # "standard": the query set is the second pass
+        queries = levels((0, t, site, 1, 0), (len(task.query_x), *shape))  # "standard"
         masks = {
             "support": levels((0, t, site, 0, 0), (1, *shape))[0],
             "query": levels((0, t, site, 1, 0), (1, *shape))[0],

@@ -8,9 +8,9 @@ __all__ = ['MARGIN', 'LOOKS', 'FIRST_LOOK', 'LEAST_SEEDS', 'Interval', 't_interv
            'seeds_needed']
 
 # %% ../nbs/a6_intervals.ipynb #7b008634
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from dataclasses import dataclass
 from math import ceil
 from typing import NamedTuple
 
@@ -37,34 +37,35 @@ class Interval(NamedTuple):
 
 
 def t_interval(
-    values: np.ndarray,  # `[n]`, say one a seed
+    values: np.ndarray,  # `[n]`, say one per seed
 ) -> Interval:
-    "Interval of their mean by Student's t. Infinitely wide with one value, which cannot tell."
+    """Interval of their mean by Student's t.
+
+    Infinitely wide with one value, which cannot tell."""
     if len(values) < 2:
         return Interval(-np.inf, np.inf)
-    if (
-        np.ptp(values) < 1e-12
-    ):  # no spread at all, say between two arms that are one and the same
+    if np.ptp(values) < 1e-12:  # no spread at all, say between equal arms
         return Interval(values[0], values[0])
     return Interval(*stats.ttest_1samp(values, 0).confidence_interval())
 
 # %% ../nbs/a6_intervals.ipynb #a2e4557e
 @dataclass(frozen=True)
 class VarianceComponents:
-    "Variances of the three parts of a matrix of seeds and tasks, in squared fractions (an estimate can fall below 0)."
+    """Variances of the three parts of a matrix of seeds and tasks, in squared fractions.
+
+    An estimate can fall below 0."""
 
     seeds: float  # what a seed does to all tasks
     tasks: float  # what a task does to all seeds
-    residual: (
-        float  # what is left: this seed on this task, and the luck of its query samples
-    )
+    residual: float  # this seed on this task, and the luck of its query samples
 
     @property
     def sd(self) -> tuple[float, float, float]:
-        "Standard deviations of seeds, tasks and residual; 0 where the variance is estimated below 0."
-        seeds, tasks, residual = np.sqrt(
-            np.maximum((self.seeds, self.tasks, self.residual), 0)
-        ).tolist()
+        """Standard deviations of seeds, tasks and residual.
+
+        0 where the variance is estimated below 0."""
+        variances = np.maximum((self.seeds, self.tasks, self.residual), 0)
+        seeds, tasks, residual = np.sqrt(variances).tolist()
         return seeds, tasks, residual
 
 
@@ -88,10 +89,10 @@ def simulate_matrices(
 # %% ../nbs/a6_intervals.ipynb #bb02d990
 def mean_squares(
     matrix: np.ndarray,  # `[..., seeds, tasks]`
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray
-]:  # of seeds, of tasks, of the residual; each `[...]`
-    "The two-way analysis of variance, one value a cell. Raises `ValueError` below two seeds or two tasks."
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # seeds, tasks, residual; each `[...]`
+    """The two-way analysis of variance, one value per cell.
+
+    Raises `ValueError` below two seeds or two tasks."""
     seeds, tasks = matrix.shape[-2:]
     if min(seeds, tasks) < 2:
         raise ValueError(
@@ -107,7 +108,9 @@ def mean_squares(
 def variance_components(
     matrix: np.ndarray,  # `[seeds, tasks]`
 ) -> VarianceComponents:
-    "Unbiased estimates of the variances of seeds, tasks and residual. Raises `ValueError` as `mean_squares` does."
+    """Unbiased estimates of the variances of seeds, tasks and residual.
+
+    Raises `ValueError` as `mean_squares` does."""
     seeds, tasks = matrix.shape
     of_seeds, of_tasks, of_residual = mean_squares(matrix)
     return VarianceComponents(
@@ -121,7 +124,9 @@ def bootstrap_interval(
     matrix: np.ndarray,  # `[seeds, tasks]`
     resamples: int = 2000,
 ) -> Interval:
-    "Percentile interval of the mean, by a bootstrap crossed over seeds and tasks. Infinitely wide with one seed."
+    """Percentile interval of the mean, by a bootstrap crossed over seeds and tasks.
+
+    Infinitely wide with one seed."""
     if len(matrix) < 2:
         return Interval(-np.inf, np.inf)
     seeds, tasks = _weights(*matrix.shape, resamples)
@@ -131,7 +136,7 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=8)
 def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    "How often each seed and each task is drawn, as shares: `[resamples, seeds]` and `[resamples, tasks]`."
+    "How often each seed and each task is drawn, as shares: `[resamples, seeds or tasks]`."
     rng = np.random.default_rng(0)
     draw = lambda n: rng.multinomial(n, np.full(n, 1 / n), resamples) / n
     return draw(seeds), draw(tasks)
@@ -140,12 +145,12 @@ def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.nda
 def standard_error(
     matrix: np.ndarray,  # `[..., seeds, tasks]`
 ) -> tuple[np.ndarray, np.ndarray]:  # each `[...]`
-    "Of the mean, for new seeds and new tasks, and its degrees of freedom. Raises `ValueError` as `mean_squares` does."
+    """Of the mean, for new seeds and new tasks, and its degrees of freedom.
+
+    Raises `ValueError` as `mean_squares` does."""
     seeds, tasks = matrix.shape[-2:]
     of_seeds, of_tasks, of_residual = mean_squares(matrix)
-    show = (
-        of_tasks > of_residual
-    )  # otherwise the tasks' own part is too small to tell from none
+    show = of_tasks > of_residual  # otherwise the tasks' own part cannot be told from 0
     total = of_seeds + np.where(show, of_tasks - of_residual, 0)
     doubt = of_seeds**2 / (seeds - 1)
     doubt = doubt + np.where(
@@ -159,7 +164,7 @@ def standard_error(
 
 def crossed_interval(
     matrix: np.ndarray,  # `[..., seeds, tasks]`
-    max_df: float = np.inf,  # most degrees of freedom of Student's t; fewer give a wider interval
+    max_df: float = np.inf,  # most degrees of freedom of t; fewer: a wider interval
 ) -> Interval:  # for more than one matrix, of arrays `[...]`
     "Interval of the mean by Student's t, for new seeds and new tasks. Infinite with one seed."
     if matrix.shape[-2] < 2:
@@ -171,22 +176,18 @@ def crossed_interval(
 
 # %% ../nbs/a6_intervals.ipynb #b407a8bf
 MARGIN = 0.01  # one point: what is smaller does not matter here
-LOOKS = (
-    10,
-    15,
-    20,
-    25,
-    30,
-)  # numbers of seeds at which the interval is looked at; more are added where it is too wide
+# Numbers of seeds at which the interval is looked at; more are added where it is wide.
+LOOKS = (10, 15, 20, 25, 30)
 FIRST_LOOK = LOOKS[0]
 LEAST_SEEDS = 5  # for a verdict
 
 
-def verdict(
-    interval: Interval,
-) -> str:
-    """ "helps" or "hurts" if the interval lies wholly above or below 0; otherwise "no difference beyond the margin" if it
-    lies wholly within ±`MARGIN`; otherwise "undecided". An infinite interval: "one seed only"."""
+def verdict(interval: Interval) -> str:
+    """What an interval says.
+
+    "helps" or "hurts" if it lies wholly above or below 0; otherwise "no difference beyond
+    the margin" if it lies wholly within ±`MARGIN`; otherwise "undecided". An infinite
+    interval: "one seed only"."""
     low, high = interval
     if not np.isfinite(high - low):
         return "one seed only"
@@ -202,15 +203,14 @@ def verdict(
 def seeds_needed(
     sd: float,  # of paired differences from seed to seed
 ) -> int:
-    """The smallest number of seeds whose paired 95 % t-interval has a half-width of at most `MARGIN`.
+    """The fewest seeds whose paired 95 % t-interval has a half-width of at most `MARGIN`.
 
-    `t` has no more degrees of freedom than at the first look, as in `Difference.interval`. Raises `ValueError` for a
-    standard deviation that is not a finite number."""
+    `t` has no more degrees of freedom than at the first look, as in `Difference.interval`.
+    Raises `ValueError` for a standard deviation that is not a finite number."""
     if not np.isfinite(sd):
         raise ValueError(f"the standard deviation must be a number, got {sd}")
-    least = max(
-        2, ceil((stats.norm.ppf(0.975) * sd / MARGIN) ** 2)
-    )  # t is wider than the normal distribution
+    # t is wider than the normal distribution, so no fewer than that one asks for.
+    least = max(2, ceil((stats.norm.ppf(0.975) * sd / MARGIN) ** 2))
     return next(
         n
         for n in count(least)

@@ -192,9 +192,8 @@ class LongRun(Hooks):
         self, learner: Learner, optimizer: torch.optim.Adam, history: History
     ) -> None:
         done, device = history.tasks[-1], next(learner.parameters()).device
-        stop = bool(
-            summed(torch.tensor(len(self.interrupts), device=device))
-        )  # all, or none
+        interrupts = torch.tensor(len(self.interrupts), device=device)
+        stop = bool(summed(interrupts))  # all processes, or none
         due = done - self.written >= self.every or done == self.n_tasks or stop
         if self.path and due and process()[0] == 0:
             save_checkpoint(self.path, learner, optimizer, self.settings, history)
@@ -212,9 +211,7 @@ def fit(
     learner: Learner,
     sampler: TaskSampler,  # of training tasks
     n_tasks: int = 2000,
-    checkpoint: str
-    | Path
-    | None = None,  # file to go on from, and to write now and then
+    checkpoint: str | Path | None = None,  # file to go on from, and to write
     checkpoint_every: int = 100,  # tasks
     **settings: Any,  # of `training.fit`
 ) -> History:

@@ -27,7 +27,8 @@ class MAML(Learner):
     """Model-agnostic meta-learning (Finn et al., 2017, algorithm 2) with a linear head.
 
     Masks are the same at every inner step of a task, and on its query pass unless the arm
-    says otherwise. A network of your own may have no batch norm but `TaskBatchNorm`."""
+    says otherwise. Raises `ValueError` for a network of your own with batch norm that is
+    not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
 
     meta_batch = 4
     chunk = (
@@ -59,6 +60,13 @@ class MAML(Learner):
             **settings,
         }
         super().__init__(num_classes, embedding_dim, network, **settings)
+        for layer in self.network.modules():
+            counts = getattr(layer, "track_running_stats", False)
+            if counts and not isinstance(layer, TaskBatchNorm):
+                raise ValueError(
+                    f"{type(layer).__name__} would move its running statistics at every inner "
+                    "step: in a network for MAML, use TaskBatchNorm in its place"
+                )
         self.head = nn.Linear(embedding_dim, num_classes)
         self.inner_steps, self.first_order = inner_steps, first_order
         rates = torch.full((len(self.initial()),), float(inner_lr))
@@ -217,7 +225,8 @@ class MAML(Learner):
     def _apart(self, fused: bool = True) -> Iterator[None]:
         """Batch norm inside: passes count for nothing, and `fused` says who applies its weights.
 
-        What the layers have seen there may belong to `vmap` or `grad`: it does not stay."""
+        What the layers have seen there may belong to `vmap` or `grad`: it does not stay.
+        A mask drawn there is wrapped by `grad`: `detach` unwraps it, so that it can be copied."""
         for norm in self.norms:
             norm.gathers, norm.fused = False, fused
         try:
@@ -225,6 +234,9 @@ class MAML(Learner):
         finally:
             for norm in self.norms:
                 norm.gathers, norm.fused, norm.seen = True, True, None
+            for site in sites(self.network):
+                for name, mask in site.named_buffers():
+                    setattr(site, name, mask.detach())
 
     def _held_masks(self, support_x: Tensor) -> Parameters:
         "In train mode, start the tasks that came in: their masks, by buffer name."

@@ -39,12 +39,15 @@ def check_arm(dropout: str) -> str:
 
 # %% ../nbs/03_meta_dropout.ipynb #49bfe2c3
 class MetaDropout(nn.Module):
-    """Dropout with one mask per task: support and query share it, the next task gets a new one.
+    """Dropout with one mask per task, for support and query; the next gets another.
 
     Input `[B, C, H, W]` for one task or `[T, B, C, H, W]` for T tasks; masks
     `[1, C, H, W]` or `[T, 1, C, H, W]`. Off in `eval()` and while `force_eval` is true.
-    Masks are state, but never saved. Raises `ValueError` for a rate outside [0, 1) or an
+    Masks are state, but never saved. `ValueError` for a rate outside [0, 1) or an
     unknown arm."""
+
+    mask: torch.Tensor | None
+    query_mask: torch.Tensor | None
 
     def __init__(
         self,
@@ -53,16 +56,13 @@ class MetaDropout(nn.Module):
         whole_channels: bool = False,  # drop feature maps, not single elements
         seed: int = 0,  # mask seed
         site: int = 0,  # number of this layer in its network, so that layers differ
-        scaled: bool = True,  # multiply what is kept by `1 / (1 - p)`, so that means stay
+        scaled: bool = True,  # multiply what is kept by `1 / (1 - p)`: means stay
     ):
         super().__init__()
         if not 0 <= p < 1:
             raise ValueError(f"a dropout rate lies in [0, 1), got {p}")
-        self.p, self.dropout, self.whole_channels = (
-            float(p),
-            check_arm(dropout),
-            whole_channels,
-        )
+        self.p, self.dropout = float(p), check_arm(dropout)
+        self.whole_channels = whole_channels
         self.seed, self.site, self.scaled = seed, site, scaled
         self.force_eval = False
         self.query = False  # whether query samples come next, unless the call says so
@@ -72,7 +72,8 @@ class MetaDropout(nn.Module):
         self.start_tasks(0)
 
     def extra_repr(self) -> str:
-        text = f"p={self.p}, dropout={self.dropout!r}, whole_channels={self.whole_channels}"
+        text = f"p={self.p}, dropout={self.dropout!r}"
+        text = f"{text}, whole_channels={self.whole_channels}"
         return text if self.scaled else f"{text}, scaled=False"
 
     @property
@@ -90,26 +91,20 @@ class MetaDropout(nn.Module):
         n_tasks: int = 1,
         task: int | None = None,  # index of the first; None: the one after the last
     ) -> None:
-        "Forget the masks: those of the next task, or the next T tasks, are drawn at first use."
+        "Forget the masks: those of the next task, or T tasks, are drawn at first use."
         first = self.next_task if task is None else task
         self.tasks, self.next_task = range(first, first + n_tasks), first + n_tasks
-        self.calls = [
-            0,
-            0,
-        ]  # support and query passes since then, counted in "standard"
+        self.calls = [0, 0]  # support and query passes since, counted in "standard"
         self.mask = self.query_mask = None
 
     def reset_mask(
         self,
-        shape: Sequence[
-            int
-        ],  # of the samples to come, `[B, C, H, W]` or `[T, B, C, H, W]`
+        shape: Sequence[int],  # of the samples, `[B, C, H, W]` or `[T, B, C, H, W]`
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,  # None: torch's default dtype
-        task: int
-        | None = None,  # index of the (first) task; None: the one after the last
+        task: int | None = None,  # index of the first; None: the one after the last
     ) -> None:
-        "Start the next task, or the next T tasks, and draw. `ValueError` for another rank."
+        "Start the next task, or T tasks, and draw. `ValueError` for another rank."
         if len(shape) not in (4, 5):
             raise ValueError(
                 f"expected [B, C, H, W] or [T, B, C, H, W], got {list(shape)}"
@@ -126,16 +121,13 @@ class MetaDropout(nn.Module):
         query: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-    ) -> (
-        torch.Tensor
-    ):  # `[1, C, H, W]` or `[T, 1, C, H, W]`; "standard": B in place of 1
-        "The current tasks' masks: functions of (mask seed, task, site, set, call) alone."
+    ) -> torch.Tensor:  # `[1, C, H, W]` or `[T, 1, C, H, W]`; "standard": B, not 1
+        "The current tasks' masks: functions of (mask seed, task, site, set, call)."
         samples = shape[-4] if self.dropout == "standard" else 1
         height, width = (1, 1) if self.whole_channels else shape[-2:]
         separate = query and self.dropout in ("standard", "separate")
-        with torch.inference_mode(
-            False
-        ):  # a mask drawn there could not be trained with
+        # A mask drawn in inference mode could not be trained with.
+        with torch.inference_mode(False):
             masks = [
                 draw_mask(
                     (samples, shape[-3], height, width),
@@ -154,10 +146,9 @@ class MetaDropout(nn.Module):
     def forward(
         self,
         x: torch.Tensor,  # `[B, C, H, W]` or `[T, B, C, H, W]`
-        query: bool
-        | None = None,  # whether these are query samples; None: `self.query`
+        query: bool | None = None,  # whether query samples; None: `self.query`
     ) -> torch.Tensor:  # of the same shape
-        "`x` times the mask of its task. `ValueError` where the held mask does not fit `x`."
+        "`x` times the mask of its task. `ValueError` where a held mask does not fit."
         query = self.query if query is None else query
         if not self.active or (query and self.dropout == "support"):
             return x
@@ -174,9 +165,9 @@ class MetaDropout(nn.Module):
         fits = mask.shape[:-4] == x.shape[:-4] and mask.shape[-3] == x.shape[-3]
         if not fits or mask.shape[-2:] not in (x.shape[-2:], (1, 1)):
             raise ValueError(
-                f"a mask {list(mask.shape)} does not fit an input {list(x.shape)}: start the "
-                "task with reset_mask(x.shape, x.device), with as many tasks and the same "
-                "image size as arrive"
+                f"a mask {list(mask.shape)} does not fit an input {list(x.shape)}: "
+                "start the task with reset_mask(x.shape, x.device), with as many tasks "
+                "and the same image size as arrive"
             )
         return x * mask.to(x.dtype)
 

@@ -53,9 +53,7 @@ LEARNERS: dict[str, type[Any]] = {  # classes of `Learner`
     "maml": MAML,
 }
 TEST_SEED = 20_260_000  # of the frozen test tasks, the same for every run
-FAMILIAR_TASKS = (
-    200  # test tasks of the characters trained on: what is learned by heart
-)
+FAMILIAR_TASKS = 200  # of characters trained on: what is learned by heart
 SUBSET_KEY = 20_261_000  # beside a run's seed, of the characters it trains on
 
 
@@ -72,10 +70,11 @@ def check_name(kind: str, name: Any, known: Iterable[Any]) -> Any:
 def load_split(
     data: str,  # "glyphs", "omniglot" or "validation"
     size: int,  # pixels a side
-) -> tuple[Characters, Characters]:  # characters to train on, characters to test on
+) -> tuple[Characters, Characters]:  # to train on, to test on
     """Training and test characters, disjoint: Omniglot's own split, or 200 and 100 glyphs.
 
-    "validation" keeps off Omniglot's test characters: every fifth alphabet of the background split is held out."""
+    "validation" keeps off Omniglot's test characters: it holds out every fifth alphabet of
+    the background split."""
     if check_name("data", data, DATA) == "glyphs":
         characters = glyphs(300, size=size)
         return characters[:200], characters[200:]
@@ -97,8 +96,8 @@ EMBEDDING_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)  # where the embedding alone is mask
 
 
 def training_characters(run: "Run") -> Characters:
-    """What a run trains on. With `train_classes`, equal seeds give equal characters, and fewer
-    are the first of more. Raises `ValueError` for more than there are."""
+    """What a run trains on. With `train_classes`, equal seeds give equal characters, and
+    fewer are the first of more. Raises `ValueError` for more than there are."""
     characters, _ = load_split(run.data, run.size)
     characters = rotate(characters) if run.rotations else characters
     n = run.train_classes
@@ -114,7 +113,9 @@ def training_characters(run: "Run") -> Characters:
 # %% ../nbs/a5_runs.ipynb #dff41692
 @dataclass(frozen=True)
 class Run:
-    "One training run and its test. Runs that differ in the arm alone share weights, training tasks and test tasks."
+    """One training run and its test.
+
+    Runs that differ in the arm alone share weights, training tasks and test tasks."""
 
     learner: str = "original"  # a key of `LEARNERS`
     arm: str = "meta"  # "none", "standard", "meta", "separate" or "support"
@@ -123,32 +124,24 @@ class Run:
     size: int = 28  # pixels a side
     n_way: int = 5
     k_shot: int = 1
-    n_query: int = 5  # query samples a class in training
+    n_query: int = 5  # query samples per class in training
     tasks: int = 2000  # training tasks
-    meta_batch: int | None = None  # tasks an update; None: the learner's own default
+    meta_batch: int | None = None  # tasks per update; None: the learner's own
     lr: float = 1e-3
     test_tasks: int = 1000  # the first of the frozen ones
-    test_query: int = 15  # query samples a class at test
+    test_query: int = 15  # query samples per class at test
     threads: int = 1  # of torch; another number changes the last bits
     mask_seed: int | None = None  # None: the run's seed
     dose: float = 1.0  # times the learner's own dropout rates
     whole_channels: bool = False  # masks drop feature maps, not single elements
     scaled: bool = True  # masks scale what they keep by `1 / (1 - p)`
     train_way: int | None = None  # ways in training; None: `n_way`
-    rotations: bool = False  # train on every character turned by 90, 180 and 270 degrees too, as classes of their own
+    rotations: bool = False  # turned characters, too, as classes of their own
     schedule: str = "constant"  # of the learning rate, or "cosine"
-    statistics: str | None = (
-        None  # of batch norm at test; None: the learner's own default
-    )
-    train_classes: int | None = (
-        None  # characters to train on, drawn by the seed; None: all
-    )
-    place: str = (
-        "before_pool"  # of the masks: "before_pool", "after_pool" or "embedding"
-    )
-    bfloat16: bool = (
-        False  # convolutions and matrix products in bfloat16, training and test
-    )
+    statistics: str | None = None  # of batch norm at test; None: the learner's own
+    train_classes: int | None = None  # characters to train on; None: all
+    place: str = "before_pool"  # of the masks; or "after_pool", "embedding"
+    bfloat16: bool = False  # convolutions and matrix products, training and test
 
     def __post_init__(self) -> None:
         _check_settings(self)
@@ -160,14 +153,15 @@ class Run:
         check_name("place", self.place, PLACES)
         if self.learner == "maml" and self.train_way not in (None, self.n_way):
             raise ValueError(
-                f"MAML's head has one output a way: it cannot be trained {self.train_way}-way and tested {self.n_way}-way"
+                "MAML's head has one output per way: it cannot be trained "
+                f"{self.train_way}-way and tested {self.n_way}-way"
             )
         for name in ("lr", "dose"):  # 2 and 2.0 are one run, and one file
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def name(self) -> str:
-        "A file name that tells the run: its main settings, and any other that is not the default."
+        "For files: the main settings, and any other that is not the default."
         settings = {
             name: value
             for name, value in asdict(self).items()
@@ -219,14 +213,15 @@ def _check_settings(run: Run) -> None:
         )
     if run.place == "embedding" and run.dose * max(EMBEDDING_RATES) >= 1:
         raise ValueError(
-            f"a dose of {run.dose} times {max(EMBEDDING_RATES)} drops all of the embedding"
+            f"a dose of {run.dose} times {max(EMBEDDING_RATES)} drops all of the "
+            "embedding"
         )
 
 # %% ../nbs/a5_runs.ipynb #74089289
-def build_learner(
-    run: Run,
-) -> Learner:
-    "The untrained learner of a run: equal seeds, equal weights, whatever the arm. Sets torch's global seed."
+def build_learner(run: Run) -> Learner:
+    """The untrained learner of a run: equal seeds, equal weights, whatever the arm.
+
+    Sets torch's global seed."""
     torch.manual_seed(run.seed)
     settings: dict[str, Any] = {"dropout": run.arm, "image_size": run.size}
     settings |= {
@@ -246,12 +241,12 @@ def build_learner(
 def train_learner(
     run: Run,
     progress: bool = False,
-    checkpoint: Path
-    | None = None,  # file to go on from where it exists, and to write now and then
+    checkpoint: Path | None = None,  # to go on from, and to write now and then
 ) -> tuple[Learner, History]:
-    """The learner of a run, trained, and how that went. Sets torch's threads, and keeps freed memory.
+    """The learner of a run, trained, and how that went.
 
-    Raises `ValueError` where the characters do not suffice for the tasks, `FloatingPointError` where the loss diverges."""
+    Sets torch's threads, and keeps freed memory. Raises `ValueError` where the characters
+    do not suffice for the tasks, `FloatingPointError` where the loss diverges."""
     torch.set_num_threads(run.threads)
     keep_memory()
     way = run.train_way or run.n_way
@@ -276,9 +271,7 @@ def train_learner(
     )
     if way == run.n_way:
         return learner, history
-    other_way = build_learner(
-        run
-    )  # no weight of these learners depends on the number of ways
+    other_way = build_learner(run)  # no weight depends on the number of ways
     other_way.load_state_dict(learner.state_dict())
     return other_way, history
 
@@ -287,7 +280,9 @@ def frozen_tasks(
     run: Run,
     n_tasks: int | None = None,  # None: as many as the run says
 ) -> TaskBatch:
-    "The test tasks of a run: the same ones for every learner, arm and seed. Fewer are the first of more."
+    """The test tasks of a run: the same ones for every learner, arm and seed.
+
+    Fewer are the first of more."""
     _, characters = load_split(run.data, run.size)
     sampler = TaskSampler(
         characters, run.n_way, run.k_shot, run.test_query, seed=TEST_SEED
@@ -298,10 +293,12 @@ def frozen_tasks(
 def execute(
     run: Run,
     progress: bool = False,
-    checkpoint: Path
-    | None = None,  # file to go on from where it exists, and to write now and then
+    checkpoint: Path | None = None,  # to go on from, and to write now and then
 ) -> dict[str, Any]:  # what goes into the result file
-    "Train and test one run. Raises what `train_learner` raises, and for test tasks that cannot be drawn before training."
+    """Train and test one run.
+
+    Raises what `train_learner` raises; for test tasks that cannot be drawn, before the
+    training."""
     frozen_tasks(run, 1)
     learner, history = train_learner(run, progress, checkpoint)
     start = perf_counter()
@@ -335,10 +332,7 @@ def execute(
     }
 
 # %% ../nbs/a5_runs.ipynb #a03128e0
-def write_json(
-    path: Path,
-    content: Any,
-) -> None:
+def write_json(path: Path, content: Any) -> None:
     "Write to a temporary name, then move: a reader sees the whole file or none."
     with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
         whole = Path(folder) / path.name
@@ -346,10 +340,10 @@ def write_json(
         os.replace(whole, path)
 
 
-def read_result(
-    path: Path,
-) -> dict[str, Any]:
-    "One result file. Raises `ValueError` where it is damaged, or of a version of the course that knows other settings."
+def read_result(path: Path) -> dict[str, Any]:
+    """One result file.
+
+    Raises `ValueError` where it is damaged, or of a version that knows other settings."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(**result["run"])
@@ -359,34 +353,32 @@ def read_result(
                 for value in result[name]
             ]
             if len(sound) != run.test_tasks or not all(sound):
-                raise ValueError(
-                    f"{run.test_tasks} test tasks, but {len(sound)} {name}, {sum(sound)} of them sound"
-                )
+                told = f"{len(sound)} {name}, {sum(sound)} of them sound"
+                raise ValueError(f"{run.test_tasks} test tasks, but {told}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not a result of this course ({error}): a sweep puts it aside and runs it again"
-        ) from error
+        told = f"{path} is not a result of this course ({error})"
+        raise ValueError(f"{told}: a sweep puts it aside and runs it again") from error
     return result
 
 # %% ../nbs/a5_runs.ipynb #a1a16cc5
 def sweep(
     runs: Sequence[Run],
-    folder: str | Path,  # one JSON file a finished run; finished runs are not repeated
+    folder: str | Path,  # one JSON file per finished run, which is not repeated
     jobs: int = 1,  # processes at a time
     progress: bool = False,
 ) -> list[dict[str, Any]]:  # the results, in the order of `runs`
     """Run what is not there yet, each run writing its own file as it finishes.
 
-    A run that fails keeps no other from running: at the end a `ValueError` names all that did. Raises `OSError` for a
-    folder that cannot be written."""
+    A run that fails keeps no other from running: at the end a `ValueError` names all that
+    did. Raises `OSError` for a folder that cannot be written, before any training."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
-        pass  # a folder that cannot be written is found out before the training, not after it
+        pass  # a folder that cannot be written is found out now, not after the training
     paths = {run: folder / f"{run.name}.json" for run in runs}
     todo = [run for run, path in paths.items() if _problem(run, path)]
     for data, size in {(run.data, run.size) for run in todo}:
-        load_split(data, size)  # decode and cache once, not once a process
+        load_split(data, size)  # decode and cache once, not once per process
     work = (
         delayed(_execute_and_write)(run, paths[run], progress and jobs == 1)
         for run in todo
@@ -400,25 +392,16 @@ def sweep(
             errors |= [_execute_and_write(run, paths[run], progress, wait=True)]
     failed = [f"{run.name}: {error}" for run, error in errors.items() if error]
     if failed:
-        raise ValueError(
-            "\n".join(
-                [
-                    f"{len(failed)} of {len(runs)} runs failed, all others are finished:",
-                    *failed,
-                ]
-            )
-        )
+        told = f"{len(failed)} of {len(runs)} runs failed, all others are finished:"
+        raise ValueError("\n".join([told, *failed]))
     return [read_result(paths[run]) for run in runs]
 
 # %% ../nbs/a5_runs.ipynb #d9ac4c4a
 def _problem(run: Run, path: Path) -> str:
-    "Why this run is to be made: its file is not there, is damaged, or is of another run. Empty if it is finished."
+    "Why this run is to be made: no file, a damaged one, one of another run. Or empty."
     try:
-        return (
-            ""
-            if Run(**read_result(path)["run"]) == run
-            else f"{path} is of another run"
-        )
+        found = Run(**read_result(path)["run"])
+        return "" if found == run else f"{path} is of another run"
     except FileNotFoundError:
         return f"{path} is not there"
     except ValueError as error:
@@ -426,11 +409,8 @@ def _problem(run: Run, path: Path) -> str:
 
 
 def _set_aside(path: Path, problem: str) -> None:
-    kept = next(
-        new
-        for n in count(1)
-        if not (new := path.with_name(f"{path.name}.old{n}")).exists()
-    )
+    names = (path.with_name(f"{path.name}.old{n}") for n in count(1))
+    kept = next(name for name in names if not name.exists())
     path.replace(kept)
     warnings.warn(f"{problem} (now kept as {kept.name})", stacklevel=2)
 
@@ -438,11 +418,11 @@ def _set_aside(path: Path, problem: str) -> None:
 def _execute_and_write(
     run: Run, path: Path, progress: bool, wait: bool = False
 ) -> tuple[Run, str]:
-    "Unless it is finished, or another sweep is at it and we are not to wait for that. The run, and its error if any."
-    lock, checkpoint = (
-        path.with_name(f"{run.name}.lock"),
-        path.with_name(f"{run.name}.checkpoint"),
-    )
+    """Unless it is finished, or another sweep is at it and we are not to wait for that.
+
+    Returns the run, and its error if any."""
+    lock = path.with_name(f"{run.name}.lock")
+    checkpoint = path.with_name(f"{run.name}.checkpoint")
     try:
         with FileLock(lock, timeout=-1 if wait else 0):
             problem = _problem(run, path)
@@ -454,18 +434,17 @@ def _execute_and_write(
             lock.unlink(missing_ok=True)  # who waits for it finds the run finished
     except Timeout:
         pass
-    except Exception as error:  # whatever it is, the other runs go on, and `sweep` raises it by name at the end
+    except Exception as error:  # the others go on; at the end `sweep` names this one
         return run, f"{type(error).__name__}: {error}"
     return run, ""
 
 # %% ../nbs/a5_runs.ipynb #e6a26a8a
-def load_results(
-    folder: str | Path,
-) -> list[dict[str, Any]]:
-    "All results of a folder. Raises `FileNotFoundError` where there are none, `ValueError` where one is damaged."
+def load_results(folder: str | Path) -> list[dict[str, Any]]:
+    """All results of a folder.
+
+    Raises `FileNotFoundError` where there are none, `ValueError` where one is damaged."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
-        raise FileNotFoundError(
-            f"no results (*.json) in {folder}: run `metadropout compare --out {folder}` first"
-        )
+        told = f"run `metadropout compare --out {folder}` first"
+        raise FileNotFoundError(f"no results (*.json) in {folder}: {told}")
     return [read_result(path) for path in paths]

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .comparison import LEARNERS, Run, build_learner
+from .embedding_network import EmbeddingNetwork
+from .runs import LEARNERS, Run, build_learner
 from .training import Evaluation, Learner
 
 # %% ../nbs/12_people.ipynb #9b912746
@@ -51,7 +52,7 @@ def _write_learner(
     try:
         save_file(
             {
-                name: tensor.contiguous()
+                name: tensor.clone(memory_format=torch.contiguous_format)
                 for name, tensor in learner.state_dict().items()
             },
             weights,
@@ -68,6 +69,7 @@ def _write_learner(
     said = {
         "format": FORMAT,
         "run": asdict(run),
+        "network": type(learner.network).__name__,
         "sha256": _sha256(weights),
         "versions": {name: version(name) for name in ("metadropout_nb", "torch")},
         "test": test,
@@ -90,32 +92,55 @@ def _model_card(said: dict[str, Any]) -> str:
         if test
         else "not measured on"
     )
+    made = (
+        f"`train_learner(Run({settings}))` of `metadropout_nb.runs`"
+        if _is_ours(said)
+        else f"its maker, with a `{said['network']}` of their own as its network: "
+        "`load_learner(folder, learner)` fills an untrained learner of the same build"
+    )
     return f"""# {LEARNERS[run.learner].__name__}
 
 - **Trained on** {run.data} at {run.size}x{run.size} pixels: {run.tasks:,} tasks, {run.train_way or run.n_way}-way {run.k_shot}-shot.
 - **Accuracy** {tested} {test["tasks"] if test else run.test_tasks:,} frozen test tasks of characters never trained on, {run.n_way}-way {run.k_shot}-shot, {run.test_query} queries a class.
-- **Made by** `train_learner(Run({settings}))` of `metadropout_nb.comparison`, version {said["versions"]["metadropout_nb"]}, torch {said["versions"]["torch"]}.
+- **Made by** {made}; metadropout_nb {said["versions"]["metadropout_nb"]}, torch {said["versions"]["torch"]}.
 - **Good for** the course, and as a start of your own experiments on small drawings. Nothing is known of other images.
 - **sha256** of `weights.safetensors`: `{said["sha256"]}`
 """
 
+
+def _is_ours(said: dict[str, Any]) -> bool:
+    "Whether the stored run alone says how to build the learner."
+    return said.get("network", EmbeddingNetwork.__name__) == EmbeddingNetwork.__name__
+
 # %% ../nbs/12_people.ipynb #877ea21f
 def load_learner(
     folder: str | Path,  # as `save_learner` left it
+    learner: Learner | None = None,  # untrained, to be filled; None: as the run says
 ) -> tuple[Learner, Run]:  # the learner, in eval mode, and how it was made
-    """Nothing in the files is ever executed, and nothing is allocated before names and shapes are known to be right.
+    """What a run does not describe, say a network of your own, needs `learner`: one built alike.
 
-    Raises `FileNotFoundError` where there is none, `ValueError` that says what is wrong where a file is damaged."""
+    Nothing in the files is ever executed, and nothing is allocated before names and shapes
+    are known to be right. Raises `FileNotFoundError` where there is none, `ValueError` that
+    says what is wrong where a file is damaged, or does not fit `learner`."""
     folder = Path(folder)
+    wanted = "a sound learner" if learner is None else "a sound learner of this build"
     about, weights = folder / "learner.json", folder / "weights.safetensors"
     if not about.exists() or not weights.exists():
         raise FileNotFoundError(
             f"no learner in {folder}: expected {about.name} and {weights.name}"
         )
     try:
-        run = _read_about(about, weights)
-        _check_shapes(run, weights)
-        learner = build_learner(run)
+        said = _read_about(about, weights)
+        run = Run(**said["run"])
+        if learner is None and not _is_ours(said):
+            raise ValueError(
+                f"its network, {said['network']!r}, is its maker's own: build the "
+                "untrained learner yourself, and pass it as `learner`"
+            )
+        with torch.device("meta"):
+            plan = learner or build_learner(run)
+        _check_shapes(plan, weights)
+        learner = learner or build_learner(run)
         learner.load_state_dict(load_file(weights))
     except (
         ValueError,
@@ -124,12 +149,12 @@ def load_learner(
         RecursionError,
         SafetensorError,
     ) as error:
-        raise ValueError(f"{folder} does not hold a sound learner: {error}") from error
+        raise ValueError(f"{folder} does not hold {wanted}: {error}") from error
     return learner.eval(), run
 
 # %% ../nbs/12_people.ipynb #443c8cec
-def _read_about(about: Path, weights: Path) -> Run:
-    "How the learner was made, once format and hash are known to be right."
+def _read_about(about: Path, weights: Path) -> dict[str, Any]:
+    "What the text says, once format and hash are known to be right."
     said = json.loads(about.read_text(encoding="utf-8"))
     if not isinstance(said, dict) or not isinstance(said.get("run"), dict):
         raise ValueError(f"{about.name} does not say how the learner was made")
@@ -144,7 +169,7 @@ def _read_about(about: Path, weights: Path) -> Run:
         raise ValueError(
             f"{weights.name} is not the file that {about.name} was written for: their hashes differ"
         )
-    return Run(**said["run"])
+    return said
 
 
 def _sha256(path: Path) -> str:
@@ -152,13 +177,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../nbs/12_people.ipynb #09627244
-def _check_shapes(run: Run, weights: Path) -> None:
-    "Compare the file's header with the learner it should fill, without memory for either."
-    with torch.device("meta"):
-        expected = {
-            name: tuple(tensor.shape)
-            for name, tensor in build_learner(run).state_dict().items()
-        }
+def _check_shapes(learner: Learner, weights: Path) -> None:
+    "Compare the file's header with the learner it should fill."
+    state = learner.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
     with safe_open(weights, "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     for problem, names in (

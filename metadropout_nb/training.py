@@ -121,14 +121,12 @@ class Learner(nn.Module):
         self,
         images: Tensor,  # `[..., B, C, H, W]`
         query: bool = False,  # whether these are query images
-        network: Callable[..., Tensor]
-        | None = None,  # to call in place of `self.network`
+        network: Callable[..., Tensor] | None = None,  # in place of `self.network`
     ) -> Tensor:  # `[..., B, D]`
         "One pass through the network."
         call = network or self.network
-        dtype = next(
-            self.network.parameters()
-        ).dtype  # under autocast, embeddings have another
+        # Under autocast, embeddings have another type than weights.
+        dtype = next(self.network.parameters()).dtype
         if isinstance(self.network, EmbeddingNetwork):
             return call(images, query).to(dtype)
         for layer in self.network.modules():
@@ -250,15 +248,9 @@ def step_statistics(learner: nn.Module) -> None:
 class History:
     "What happened in training: one entry an update."
 
-    losses: list[float] = field(
-        default_factory=list
-    )  # mean query loss of the meta-batch, nats
-    accuracies: list[float] = field(
-        default_factory=list
-    )  # mean query accuracy, a fraction
-    tasks: list[int] = field(
-        default_factory=list
-    )  # tasks seen by the end of the update
+    losses: list[float] = field(default_factory=list)  # mean query loss, nats
+    accuracies: list[float] = field(default_factory=list)  # mean, a fraction
+    tasks: list[int] = field(default_factory=list)  # seen by the end of the update
     seconds: float = 0.0  # wall time
 
     def __repr__(self) -> str:
@@ -279,28 +271,26 @@ class History:
         return figure
 
 # %% ../nbs/05_training.ipynb #de42ef1e
-SCHEDULES: dict[
-    str, Callable[[float], float]
-] = {  # share of the training done -> factor
+SCHEDULES: dict[str, Callable[[float], float]] = {  # share done -> factor
     "constant": lambda done: 1.0,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
 }
 
 # %% ../nbs/05_training.ipynb #f064c19e
 class Hooks:
-    "The places of `fit` where others may look in. These look away; `long_runs` has some that do not."
+    "The places of `fit` where others may look in. These do nothing."
 
     def begin(
         self, learner: Learner, optimizer: torch.optim.Adam, history: History
     ) -> None:
-        "Before the first update: may bring all three to where an earlier call has stopped."
+        "Before the first update: may bring all three to where an earlier call stopped."
 
     def share(self, n_tasks: int) -> range:
         "Which tasks of a meta-batch are worked on here."
         return range(n_tasks)
 
     def summed(self, learner: Learner, sums: Tensor) -> Tensor:
-        "After the gradients of this share: may add those of the others, and their sums."
+        "After the gradients of this share: may add those of the others to both."
         return sums
 
     def updated(
@@ -333,8 +323,7 @@ def fit(
     schedule: str = "constant",  # of the learning rate: a key of `SCHEDULES`
     seed: int = 0,  # mask seed
     clip: float = 1.0,  # largest norm of the gradient
-    chunk: int
-    | None = None,  # tasks in one call: memory, not results; None: the learner's own
+    chunk: int | None = None,  # tasks in one call, for memory; None: the learner's own
     bfloat16: bool = False,  # convolutions and matrix products in bfloat16
     progress: bool = False,  # show a progress bar
     hooks: Hooks = Hooks(),  # noqa: B008 (it has no state)
@@ -348,10 +337,8 @@ def fit(
     check_fit(n_tasks, meta_batch, chunk, lr, clip, schedule)
     optimizer, history = torch.optim.Adam(learner.parameters(), lr), History()
     hooks.begin(learner, optimizer, history)
-    done, start = (
-        history.tasks[-1] if history.tasks else 0,
-        perf_counter() - history.seconds,
-    )
+    done = history.tasks[-1] if history.tasks else 0
+    start = perf_counter() - history.seconds
     sampler.next_task += done
     learner.train()
     autocast = precision(next(learner.parameters()).device, bfloat16)
@@ -462,8 +449,7 @@ class Evaluation:
 def evaluate(
     learner: Learner,
     tasks: TaskBatch,  # test tasks
-    chunk: int
-    | None = None,  # tasks in one call: memory, not results; None: the learner's own
+    chunk: int | None = None,  # tasks in one call, for memory; None: the learner's own
     bfloat16: bool = False,  # convolutions and matrix products in bfloat16
     progress: bool = False,  # show a progress bar
 ) -> Evaluation:

@@ -1,4 +1,6 @@
-"""Shared fixtures. Everything is small, seeded and offline; tests of real Omniglot skip where it is not to be had."""
+"""Shared fixtures. Everything is small, seeded and offline.
+
+Tests of real Omniglot skip where it is not to be had."""
 
 import os
 import shutil
@@ -50,7 +52,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def full_disk():
-    "`with full_disk(1000):` every file that would grow beyond 1,000 bytes is a disk without room."
+    "`with full_disk(1000):` a file that would grow beyond 1,000 bytes finds no room."
     resource = pytest.importorskip("resource", reason="limits of file size are POSIX's")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -67,7 +69,9 @@ def full_disk():
 
 @pytest.fixture
 def read_only():
-    "A folder that everybody may read and nobody may write in, not even root, who becomes somebody else for the test."
+    """A folder that everybody may read and nobody may write in.
+
+    Not even root may, who becomes somebody else for the test."""
     if not hasattr(os, "geteuid"):
         pytest.skip("folders cannot be locked by their mode here")
     with (

@@ -1,4 +1,6 @@
-"""README.md is index.ipynb as Markdown: `python tests/readme.py` writes it, a test says when it is stale."""
+"""README.md is index.ipynb as Markdown: `python tests/readme.py` writes it.
+
+A test says when it is stale."""
 
 import re
 from pathlib import Path
@@ -12,7 +14,9 @@ IMAGES = "nbs/images"
 
 
 class HideDirectives(Preprocessor):
-    "What Quarto does with `#|` lines: drop them, the source of cells with `echo: false`, and keep the alt text."
+    """What Quarto does with `#|` lines.
+
+    It drops them and the source of cells with `echo: false`, and keeps the alt text."""
 
     def preprocess_cell(self, cell, resources, index):
         if cell.cell_type == "code":

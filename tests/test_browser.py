@@ -1,8 +1,10 @@
-"""The chapters in a real browser: no script error, no missing image, readable in light and dark, and on a telephone.
+"""The chapters in a real browser: no script error, no missing image, readable anywhere.
 
-A page is nbconvert's plain HTML with the few rules of Quarto's two themes that decide about colour and width, and those
-of our own nbs/styles.scss. Code cells are left out, since the theme alone colours and wraps them: what is found here,
-in prose, tables, figures and printed text, is ours. Formulas stay TeX, as MathJax is not to be had offline.
+That is in light, in dark and on a telephone. A page is nbconvert's plain HTML with the
+few rules of Quarto's two themes that decide about colour and width, and those of our
+own nbs/styles.scss. Code cells are left out, since the theme alone colours and wraps
+them: what is found here, in prose, tables, figures and printed text, is ours. Formulas
+stay TeX, as MathJax is not to be had offline.
 """
 
 import re
@@ -16,11 +18,15 @@ from test_site import OPTION, code_cells, read
 
 NBS = ROOT / "nbs"
 
-# Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps, Bootstrap breaks long words of code.
+# Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps, and Bootstrap
+# breaks long words of code.
 THEMES = """
   body { margin: 1rem; font: 17px/1.5 sans-serif; background: #fff; color: #343a40; }
   a { color: #2761e3; }
-  @media (prefers-color-scheme: dark) { body { background: #222; color: #fff; } a { color: #00bc8c; } }
+  @media (prefers-color-scheme: dark) {
+    body { background: #222; color: #fff; }
+    a { color: #00bc8c; }
+  }
   .output_area { overflow-x: auto; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
   code { overflow-wrap: break-word; }
@@ -36,14 +42,20 @@ RULES = [
     "object-alt",
 ]
 TOO_WIDE = """() => [...document.body.querySelectorAll("*")].filter(element => {
-    for (let box = element.parentElement; box; box = box.parentElement)
-        if (box !== document.body && getComputedStyle(box).overflowX !== "visible") return false;
-    return element.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+    for (let box = element.parentElement; box; box = box.parentElement) {
+        const visible = getComputedStyle(box).overflowX === "visible";
+        if (box !== document.body && !visible) return false;
+    }
+    const screen = document.documentElement.clientWidth;
+    return element.getBoundingClientRect().right > screen + 1;
 }).map(element => element.outerHTML.slice(0, 200))"""
+BROKEN = """() => [...document.images].filter(
+    image => !(image.complete && image.naturalWidth)
+).map(image => image.outerHTML.slice(0, 200))"""
 
 
 def page_of(notebook) -> str:
-    "A chapter in plain HTML, its figures with the alt text that Quarto would give them."
+    "A chapter in plain HTML, its figures with the alt text that Quarto gives them."
     for cell in code_cells(notebook):
         alt = re.search(OPTION.format("fig-alt"), cell.source, re.M)
         for output in cell.outputs:
@@ -55,8 +67,16 @@ def page_of(notebook) -> str:
     body = body.replace('alt="No description has been provided for this image"', "")
     rules = re.sub(r"^//.*$", "", (NBS / "styles.scss").read_text(), flags=re.M)
     style = THEMES + rules.replace(".cell-output-display", ".output_area")
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>A chapter</title>'
-    return f'<!doctype html><html lang="en"><head>{head}<style>{style}</style></head><body>{body}</body></html>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>A chapter</title><style>{style}</style>"
+    )
+    return document(head, body)
+
+
+def document(head: str, body: str) -> str:
+    page = f"<head>{head}</head><body>{body}</body>"
+    return f'<!doctype html><html lang="en">{page}</html>'
 
 
 @pytest.fixture
@@ -73,8 +93,7 @@ def problems(page, html) -> list[str]:
     found: list[str] = []
     page.on("pageerror", lambda error: found.append(f"script error: {error}"))
     page.set_content(html, wait_until="load")
-    broken = "() => [...document.images].filter(i => !(i.complete && i.naturalWidth)).map(i => i.outerHTML.slice(0, 200))"
-    found += [f"missing image: {image}" for image in page.evaluate(broken)]
+    found += [f"missing image: {image}" for image in page.evaluate(BROKEN)]
     found += [
         f"wider than the screen: {element}" for element in page.evaluate(TOO_WIDE)
     ]
@@ -106,16 +125,14 @@ def test_a_chapter_in_the_browser(page, path):
         ('<p style="color: #ccc">pale</p>', "color-contrast (light)"),
         ('<p style="color: #333">dim</p>', "color-contrast (dark)"),
         (
-            '<img src="data:image/svg+xml,<svg xmlns=%22http://www.w3.org/2000/svg%22 width=%229%22 />">',
+            '<img src="data:image/svg+xml,'
+            '<svg xmlns=%22http://www.w3.org/2000/svg%22 width=%229%22 />">',
             "image-alt",
         ),
     ],
 )
 def test_every_kind_of_problem_is_found(page, html, fault):
-    found = problems(
-        page,
-        f"<!doctype html><html><head><style>{THEMES}</style></head><body>{html}</body></html>",
-    )
+    found = problems(page, document(f"<style>{THEMES}</style>", html))
     assert any(fault in problem for problem in found), found
 
 
@@ -124,17 +141,15 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
     settings = ConfigParser()
     settings.read(ROOT / "settings.ini")
     git_url = settings["DEFAULT"]["git_url"]
-    source = f'<a class="toc-action" href="{git_url}/blob/main/nbs/02_tasks.ipynb">View source</a>'
+    file = f"{git_url}/blob/main/nbs/02_tasks.ipynb"
+    source = f'<a class="toc-action" href="{file}">View source</a>'
+    head = '<header id="title-block-header"></header>'
     script = (NBS / "chapter_links.html").read_text()
-    page.set_content(
-        f'<header id="title-block-header"></header><div class="cell"></div>{source}{script}'
-    )
+    page.set_content(f'{head}<div class="cell"></div>{source}{script}')
     colab, download = page.locator(".chapter-links > a").all()
-    where = git_url.removeprefix("https://github.com")
-    assert (
-        colab.get_attribute("href")
-        == f"https://colab.research.google.com/github{where}/blob/main/nbs/02_tasks.ipynb"
-    )
+    on_github = file.removeprefix("https://github.com")
+    where = f"https://colab.research.google.com/github{on_github}"
+    assert colab.get_attribute("href") == where
     assert (
         download.get_attribute("href") == "02_tasks.ipynb"
         and download.get_attribute("download") == ""
@@ -146,7 +161,5 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
         f"%cd {name}/nbs",
     ]
     assert page.locator(".chapter-links code").text_content().splitlines() == commands
-    page.set_content(
-        f'<header id="title-block-header"></header>{source}{script}'
-    )  # no code, nothing to run
+    page.set_content(f"{head}{source}{script}")  # no code, nothing to run
     assert page.locator(".chapter-links").count() == 0

@@ -1,4 +1,4 @@
-"""Stop and go on: a training that was killed and resumed ends where an uninterrupted one ends, to the last bit."""
+"""Stop and go on: killed and resumed, a training ends where it would have, bit for bit."""
 
 import os
 import signal
@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from metadropout_nb.comparison import LEARNERS, Run, execute, sweep
+from metadropout_nb.long_runs import fit
 from metadropout_nb.maml import MAML
+from metadropout_nb.runs import LEARNERS, Run, execute, sweep
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import fit
 
 
 class PowerCut(TaskSampler):
@@ -26,18 +26,32 @@ class PowerCut(TaskSampler):
         return super().sample(n_tasks)
 
 
-def train(characters, kind="eb", sampler=TaskSampler, checkpoint=None, **settings):
+def train(
+    characters,
+    kind="eb",
+    sampler=TaskSampler,
+    checkpoint=None,
+    frozen=False,
+    **settings,
+):
     torch.manual_seed(0)
     arguments = {"num_classes": 3, "image_size": 20, "dropout": "meta"}
-    learner = (
-        MAML(learn_inner_lr=True, inner_steps=1, **arguments)
-        if kind == "maml"
-        else LEARNERS[kind](**arguments)
-    )
+    if kind == "maml":
+        arguments |= {"learn_inner_lr": True, "inner_steps": 1}
+    learner = LEARNERS[kind](**arguments)
+    learner.network.blocks[0].requires_grad_(not frozen)
     stream = sampler(characters, n_way=3, n_query=2)
     settings = {"n_tasks": 7, "meta_batch": 2, "checkpoint_every": 1} | settings
     history = fit(learner, stream, checkpoint=checkpoint, **settings)
     return learner, history
+
+
+def state_of(learner):
+    return learner.state_dict().values()
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -47,12 +61,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(characters, tmp_path, kind):
     with pytest.raises(KeyboardInterrupt):
         train(characters, kind, PowerCut, file)
     resumed, history_resumed = train(characters, kind, checkpoint=file)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            through.state_dict().values(), resumed.state_dict().values(), strict=True
-        )
-    )
+    assert same(state_of(through), state_of(resumed))
     assert (
         history_resumed.losses == history.losses
         and history_resumed.tasks == history.tasks == [2, 4, 6, 7]
@@ -60,21 +69,58 @@ def test_resumed_is_uninterrupted_bit_for_bit(characters, tmp_path, kind):
     assert len(list(tmp_path.iterdir())) == 1, "nothing but the checkpoint stays behind"
 
 
-def test_a_finished_training_is_not_repeated(characters, tmp_path):
+@pytest.mark.parametrize("kind", ["proto", "maml"])
+def test_a_training_with_a_frozen_layer_is_resumed(characters, tmp_path, kind):
+    through, history = train(characters, kind, frozen=True)
+    file = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, kind, PowerCut, file, frozen=True)
+    resumed, history_resumed = train(characters, kind, checkpoint=file, frozen=True)
+    assert history_resumed.losses == history.losses
+    assert same(state_of(through), state_of(resumed))
+    untrained, _ = train(characters, kind, n_tasks=1, lr=1e-30)
+    blocks = zip(through.network.blocks, untrained.network.blocks, strict=True)
+    kept = [same(a.conv.parameters(), b.conv.parameters()) for a, b in blocks]
+    assert kept == [True, False, False, False]
+    again, _ = train(characters, kind, PowerCut, checkpoint=file, frozen=True)
+    assert same(state_of(again), state_of(through)), "the finished one is read as well"
+
+
+def test_a_finished_training_is_not_repeated(characters, tmp_path, monkeypatch):
     file = tmp_path / "done.safetensors"
     learner, history = train(characters, checkpoint=file)
-    PowerCut.at, at = 0, PowerCut.at
+    monkeypatch.setattr(PowerCut, "at", 0)
     again, told = train(characters, sampler=PowerCut, checkpoint=file)
-    PowerCut.at = at
     assert told.losses == history.losses
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(learner.parameters(), again.parameters(), strict=True)
-    )
+    assert same(state_of(learner), state_of(again))
 
 
+def test_chunks_may_change_on_the_way(characters, tmp_path):
+    through, history = train(characters, chunk=2)
+    file = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, "eb", PowerCut, file, chunk=2)
+    resumed, told = train(characters, checkpoint=file, chunk=1)
+    assert told.losses == pytest.approx(history.losses, rel=1e-2)
+
+
+def test_checkpoint_every_is_at_least_one(characters, tmp_path):
+    with pytest.raises(ValueError, match="checkpoint_every"):
+        train(characters, checkpoint=tmp_path / "x", checkpoint_every=0)
+
+
+@pytest.mark.filterwarnings("ignore:this processor")
 @pytest.mark.parametrize(
-    "settings", [{"lr": 0.1}, {"meta_batch": 3}, {"seed": 1}, {"n_tasks": 6}]
+    "settings",
+    [
+        {"lr": 0.1},
+        {"meta_batch": 3},
+        {"seed": 1},
+        {"n_tasks": 6},
+        {"clip": 2.0},
+        {"schedule": "cosine"},
+        {"bfloat16": True},
+    ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_by_name(
     characters, tmp_path, settings
@@ -105,9 +151,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
     run = Run(
         "eb", "meta", size=16, tasks=600, test_tasks=3, test_query=2, meta_batch=2
     )
-    code = (
-        f"from metadropout_nb.comparison import *; sweep([{run!r}], {str(tmp_path)!r})"
-    )
+    code = f"from metadropout_nb.runs import *; sweep([{run!r}], {str(tmp_path)!r})"
     checkpoint = tmp_path / f"{run.name}.checkpoint"
     last = -1
     for _ in range(2):
@@ -185,10 +229,7 @@ def test_ctrl_c_finishes_the_update_and_says_how_to_go_on(characters, tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
     resumed, history = train(characters, checkpoint=file, checkpoint_every=100)
     assert history.tasks == [2, 4, 6, 7]
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(through.parameters(), resumed.parameters(), strict=True)
-    )
+    assert same(state_of(through), state_of(resumed))
     with pytest.raises(KeyboardInterrupt, match="no checkpoint was asked for"):
         train(characters, sampler=CtrlC)
 

@@ -1,60 +1,45 @@
-import json
-import subprocess
-import sys
-from time import perf_counter
+import ast
+import importlib
+import re
+from dataclasses import asdict, fields
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT
-from distributed import Client, LocalCluster
-from filelock import FileLock
-from joblib import parallel_config
 from scipy import stats
 
 from metadropout_nb import comparison
 from metadropout_nb.comparison import (
     CLAIMS,
-    FIRST_LOOK,
+    LEARNER_NAMES,
     MAIN,
+    VARIED,
     Comparison,
     Difference,
-    Interval,
     Protocol,
     Rows,
-    Run,
-    VarianceComponents,
     answers,
     arm_label,
-    bootstrap_interval,
-    build_learner,
     compare_all,
     corrected_p_values,
-    crossed_interval,
-    execute,
-    frozen_tasks,
     group_results,
-    load_results,
-    load_split,
-    mean_squares,
     missing_rows,
     paired_differences,
     planned_runs,
     rank_learners,
-    seeds_needed,
-    simulate_matrices,
     split_protocols,
     spread_changes,
-    sweep,
-    t_interval,
-    train_learner,
-    variance_components,
-    verdict,
 )
-from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import evaluate
+from metadropout_nb.intervals import (
+    VarianceComponents,
+    crossed_interval,
+    simulate_matrices,
+    variance_components,
+)
+from metadropout_nb.runs import Run, load_results
 
-TINY = {"size": 16, "tasks": 4, "test_tasks": 3, "meta_batch": 2, "test_query": 2}
+FIRST_STUDY = ROOT / "results" / "first_study"
 
 
 def result(
@@ -62,235 +47,13 @@ def result(
 ):
     run = Run(learner, arm, seed, test_tasks=len(accuracies), **settings)
     return {
-        "run": comparison.asdict(run),
+        "run": asdict(run),
         "accuracies": list(accuracies),
         "losses": [1.0] * len(accuracies),
     }
 
 
-def test_arms_of_a_seed_share_weights_and_tasks():
-    def start(arm, seed):
-        run = Run(arm=arm, seed=seed, **TINY)
-        return torch.cat(
-            [p.flatten() for p in build_learner(run).parameters()]
-        ), frozen_tasks(run)
-
-    (w0, t0), (w1, t1), (w2, t2) = start("none", 0), start("meta", 0), start("meta", 1)
-    assert torch.equal(w0, w1) and not torch.equal(w0, w2)
-    assert torch.equal(t0.query, t1.query) and torch.equal(t0.query, t2.query)
-
-
-def test_fewer_frozen_tasks_are_the_first_of_more():
-    run = Run(**TINY)
-    assert torch.equal(frozen_tasks(run, 5)[:3].support, frozen_tasks(run).support)
-
-
-def test_training_and_test_characters_are_disjoint():
-    train, test = load_split("glyphs", 16)
-    assert not set(train.names) & set(test.names)
-    alike = (train.images.flatten(1)[:, None] == test.images.flatten(1)).all(-1)
-    assert not alike.any()
-
-
-def test_a_run_is_reproducible_and_tells_everything():
-    first, second = execute(Run(**TINY)), execute(Run(**TINY))
-    assert (
-        first["accuracies"] == second["accuracies"]
-        and first["losses"] == second["losses"]
-    )
-    assert Run(**first["run"]) == Run(**TINY)
-    assert first["versions"]["torch"] == torch.__version__.split("+")[0]
-    assert len(first["training"]["losses"]) == 2
-
-
-def test_different_runs_have_different_names():
-    runs = [
-        Run(),
-        Run(seed=1),
-        Run(arm="none"),
-        Run(lr=0.01),
-        Run(n_query=3),
-        Run(meta_batch=4),
-        Run(k_shot=5),
-    ]
-    assert len({run.name for run in runs}) == len(runs)
-
-
-def test_a_sweep_writes_one_file_a_run_and_does_not_repeat_it(tmp_path, monkeypatch):
-    runs = [Run(arm=arm, **TINY) for arm in ("none", "meta")]
-    first = sweep(runs[:1], tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{runs[0].name}.json"]
-    done, real = [], execute
-    monkeypatch.setattr(
-        comparison, "execute", lambda run, *rest: done.append(run) or real(run, *rest)
-    )
-    both = sweep(runs, tmp_path)
-    assert done == runs[1:] and both[0] == first[0]
-    assert both == [
-        r
-        for arm in ("none", "meta")
-        for r in load_results(tmp_path)
-        if r["run"]["arm"] == arm
-    ]
-
-
-def test_a_killed_sweep_leaves_no_half_file_and_goes_on(tmp_path):
-    code = f"""
-import os
-from pathlib import Path
-from metadropout_nb.comparison import Run, sweep
-real = Path.write_text
-def write(self, text, encoding=None):
-    if '"arm": "meta"' in text:
-        real(self, text[:8]); os._exit(9)
-    return real(self, text, encoding)
-Path.write_text = write
-sweep([Run(arm=arm, **{TINY!r}) for arm in ("none", "meta")], {str(tmp_path)!r})
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    (finished,) = tmp_path.glob("*.json")
-    stamp = finished.stat().st_mtime_ns
-    results = sweep([Run(arm=arm, **TINY) for arm in ("none", "meta")], tmp_path)
-    assert len(results) == 2 and finished.stat().st_mtime_ns == stamp
-
-
-def test_a_damaged_result_is_named_and_run_again(tmp_path):
-    run = Run(**TINY)
-    (good,) = sweep([run], tmp_path)
-    path = tmp_path / f"{run.name}.json"
-    for damage in (
-        "",
-        "{",
-        "{}",
-        path.read_text()[:-40],
-        json.dumps(good | {"accuracies": [0.5]}),
-    ):
-        path.write_text(damage)
-        with pytest.raises(ValueError, match=f"{path.name} is not a result"):
-            load_results(tmp_path)
-        with pytest.warns(
-            UserWarning, match=r"runs it again \(now kept as .*\.old\d\)"
-        ):
-            (again,) = sweep([run], tmp_path)
-        assert again["accuracies"] == good["accuracies"]
-
-
-def test_a_sweep_on_a_dask_cluster(tmp_path):
-    runs = [Run(seed=seed, **TINY) for seed in range(2)]
-    cluster = LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
-    )
-    with cluster, Client(cluster), parallel_config(backend="dask"):
-        there = sweep(runs, tmp_path / "there", jobs=-1)
-    here = sweep(runs, tmp_path / "here")
-    assert [one["accuracies"] for one in there] == [one["accuracies"] for one in here]
-    assert [one["losses"] for one in there] == [one["losses"] for one in here]
-
-
-def test_a_result_of_another_run_is_kept_aside(tmp_path):
-    run = Run(**TINY)
-    (good,) = sweep([run], tmp_path)
-    path = tmp_path / f"{run.name}.json"
-    others = (
-        good | {"run": good["run"] | {"n_query": 9}},
-        good | {"run": good["run"] | {"of the future": 1}},
-    )
-    for n, other in enumerate(others, 1):
-        path.write_text(json.dumps(other))
-        with pytest.warns(
-            UserWarning,
-            match=rf"(of another run|of the future).*kept as .*\.json\.old{n}",
-        ) as told:
-            assert sweep([run], tmp_path)[0]["accuracies"] == good["accuracies"]
-        assert len(told) == 1
-    assert [
-        json.loads(path.with_name(f"{path.name}.old{n}").read_text()) for n in (1, 2)
-    ] == list(others)
-
-
-@pytest.mark.parametrize("error", [FloatingPointError, RuntimeError, OSError])
-def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path, monkeypatch, error):
-    def execute(run, progress, checkpoint):
-        if run.seed == 1:
-            raise error("the loss of training task 5 is not finite")
-        return result(
-            run.learner,
-            run.arm,
-            run.seed,
-            **{k: v for k, v in TINY.items() if k != "test_tasks"},
-        )
-
-    monkeypatch.setattr(comparison, "execute", execute)
-    runs = [Run(arm="none", seed=seed, **TINY) for seed in range(4)]
-    told = f"1 of 4 runs failed, all others are finished:\n{runs[1].name}: {error.__name__}: the loss"
-    with pytest.raises(ValueError, match=told):
-        sweep(runs, tmp_path)
-    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == [
-        run.name for run in runs if run.seed != 1
-    ]
-
-
-@pytest.mark.parametrize("settings", [{"k_shot": 19}, {"n_way": 120}])
-def test_what_cannot_be_tested_is_found_out_before_the_training(settings, monkeypatch):
-    monkeypatch.setattr(
-        comparison, "train_learner", lambda *_: pytest.fail("it was trained")
-    )
-    with pytest.raises(ValueError, match="drawings|characters|classes"):
-        execute(Run("proto", **TINY | settings))
-
-
-@pytest.mark.parametrize(
-    "accuracies",
-    [[50, 60, 70], [0.5, -0.1, 0.5], [True, False, True], [0.5, float("nan"), 0.5]],
-)
-def test_accuracies_are_fractions(tmp_path, accuracies):
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(result(accuracies=accuracies)))
-    with pytest.raises(
-        ValueError, match=r"3 test tasks, but 3 accuracies, [0-2] of them sound"
-    ):
-        comparison.read_result(path)
-
-
-def test_a_run_asked_for_twice_is_told_twice(tmp_path):
-    assert (
-        len(sweep([Run(**TINY)] * 2, tmp_path)) == 2
-        and len(list(tmp_path.iterdir())) == 1
-    )
-
-
-@pytest.mark.parametrize("other_dies", [False, True])
-def test_two_sweeps_on_one_folder_share_the_work(tmp_path, monkeypatch, other_dies):
-    first, second = (Run(seed=seed, **TINY) for seed in range(2))
-    executed = []
-    other = FileLock(tmp_path / f"{first.name}.lock")
-    other.acquire()
-
-    def told(run):
-        return {
-            "run": comparison.asdict(run),
-            "accuracies": [0.5] * 3,
-            "losses": [1.0] * 3,
-        }
-
-    def execute(run, progress, checkpoint):
-        executed.append(run)
-        if run == second:  # meanwhile the other sweep finishes the first run, or dies
-            if not other_dies:
-                comparison.write_json(tmp_path / f"{first.name}.json", told(first))
-                (tmp_path / f"{first.name}.lock").unlink()
-            other.release()
-        return told(run)
-
-    monkeypatch.setattr(comparison, "execute", execute)
-    sweep([first, second], tmp_path)
-    assert executed == ([second, first] if other_dies else [second])
-    assert not list(tmp_path.glob("*.lock"))
-
-
-def test_no_results(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no results"):
-        load_results(tmp_path)
+def test_no_results():
     with pytest.raises(ValueError, match="nothing to compare"):
         group_results([])
 
@@ -316,6 +79,9 @@ def test_dose_and_channels_are_arms_and_mask_seeds_a_protocol():
         Run(k_shot=5),
         Run(tasks=500),
         Run(lr=0.01),
+        Run(train_classes=30),
+        Run(place="after_pool"),
+        Run(bfloat16=True),
         Run(mask_seed=1),
         Run(mask_seed=1, seed=1),
     ]
@@ -324,7 +90,7 @@ def test_dose_and_channels_are_arms_and_mask_seeds_a_protocol():
         len(protocols)
         == len({p.name for p in protocols})
         == len({p.slug for p in protocols})
-        == 7
+        == 10
     )
     assert Protocol.of(Run(mask_seed=1)) == Protocol.of(Run(mask_seed=2))
     assert "only the masks differ (seed 0)" in Protocol.of(Run(mask_seed=3)).name
@@ -332,13 +98,7 @@ def test_dose_and_channels_are_arms_and_mask_seeds_a_protocol():
 
 def test_every_setting_is_either_varied_or_part_of_the_protocol():
     settings = dict(Protocol.of(Run()).settings)
-    assert settings.keys() | set(comparison.VARIED) == {
-        f.name for f in comparison.fields(Run)
-    }
-
-
-def test_equal_numbers_are_one_run():
-    assert Run(dose=2).name == Run(dose=2.0).name and Run(lr=1).name == Run(lr=1.0).name
+    assert settings.keys() | set(VARIED) == {f.name for f in fields(Run)}
 
 
 def test_protocols_are_split_that_with_most_runs_first():
@@ -438,22 +198,6 @@ def test_seeds_that_agree_by_luck_do_not_make_a_verdict(seeds, expected):
     )
 
 
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
-        ((0.001, 0.05), "helps"),
-        ((-0.05, -0.001), "hurts"),
-        ((0.001, 0.005), "helps"),
-        ((-0.004, 0.009), "no difference beyond the margin"),
-        ((-0.004, 0.011), "undecided"),
-        ((-0.02, 0.02), "undecided"),
-        ((-np.inf, np.inf), "one seed only"),
-    ],
-)
-def test_the_rule_of_the_verdict(interval, expected):
-    assert verdict(Interval(*interval)) == expected
-
-
 @pytest.mark.parametrize("seeds", [5, 25])
 def test_verdict_interval_and_p_value_of_a_difference_are_one_test(seeds):
     matrix = simulate_matrices(
@@ -475,97 +219,9 @@ def test_verdict_interval_and_p_value_of_a_difference_are_one_test(seeds):
     assert shifted(shifted(0).bootstrap.half_width).verdict == "undecided"
 
 
-def test_mean_squares_add_up_and_variances_are_recovered():
-    matrices = simulate_matrices(
-        300, 8, 40, VarianceComponents(4e-4, 9e-4, 25e-4), effect=0.1, seed=1
-    )
-    of_seeds, of_tasks, of_rest = mean_squares(matrices)
-    total = ((matrices - matrices.mean((1, 2), keepdims=True)) ** 2).sum((1, 2))
-    assert 7 * of_seeds + 39 * of_tasks + 7 * 39 * of_rest == pytest.approx(total)
-    found = np.array(
-        [[s.seeds, s.tasks, s.residual] for s in map(variance_components, matrices)]
-    )
-    assert (abs(found.mean(0) - [4e-4, 9e-4, 25e-4]) < 4 * stats.sem(found)).all()
-    with pytest.raises(ValueError, match="two seeds and two tasks"):
-        variance_components(matrices[0, :1])
-
-
-# Standard deviations of seeds, tasks and rest: as measured at 28x28, tasks that matter, and nothing but the rest.
-SPLITS = [(0.02, 0.015, 0.085), (0.005, 0.03, 0.08), (0, 0, 0.08)]
-
-
-@pytest.mark.parametrize("sds", SPLITS)
-@pytest.mark.parametrize("seeds", [5, 10, 20])
-def test_a_planted_null_raises_false_alarms_at_five_percent(sds, seeds):
-    nulls = simulate_matrices(
-        1500, seeds, 150, VarianceComponents(*(sd**2 for sd in sds)), seed=seeds
-    )
-    low, high = crossed_interval(nulls)
-    share = np.mean((low > 0) | (high < 0))
-    assert abs(share - 0.05) < 3 * np.sqrt(0.05 * 0.95 / len(nulls)), share
-
-
-def test_simpler_intervals_raise_more():
-    "Why the verdict rests on neither of them."
-
-    def alarms(intervals):
-        return np.mean([low > 0 or high < 0 for low, high in intervals])
-
-    nulls = simulate_matrices(
-        400, 5, 300, VarianceComponents(0.02**2, 0, 0.02**2), seed=1
-    )
-    assert alarms(bootstrap_interval(m, 500) for m in nulls) > 0.1
-    nulls = simulate_matrices(
-        400, 30, 200, VarianceComponents(0.005**2, 0.03**2, 0.08**2), seed=1
-    )
-    assert alarms(t_interval(m.mean(1)) for m in nulls) > 0.2
-
-
-def test_looks_are_paid_for():
-    "Seeds added until the interval is narrow: more than 5 % false alarms, but for the first look's t."
-    nulls = simulate_matrices(20_000, 30, 2, VarianceComponents(0.02**2, 0, 0), seed=3)
-    alarms = {}
-    for max_df in (np.inf, FIRST_LOOK - 1):
-        going, alarms[max_df] = np.ones(len(nulls), dtype=bool), 0.0
-        for seeds in comparison.LOOKS:
-            found = crossed_interval(nulls[:, :seeds], max_df)
-            stop = going & (
-                (found.half_width <= comparison.MARGIN)
-                | (seeds == comparison.LOOKS[-1])
-            )
-            alarms[max_df] += ((found.low > 0) | (found.high < 0))[stop].sum() / len(
-                nulls
-            )
-            going &= ~stop
-        assert not going.any()
-    assert alarms[np.inf] > 0.056 and abs(alarms[FIRST_LOOK - 1] - 0.05) < 0.006
-
-
-def test_the_bootstrap_is_scipys_crossed_and_quick():
-    matrix = simulate_matrices(
-        1, 10, 1000, VarianceComponents(0.005**2, 0.1**2, 0.09**2), effect=0.01
-    )[0]
-    start = perf_counter()
-    ours = bootstrap_interval(matrix)
-    assert perf_counter() - start < 2 and ours == bootstrap_interval(matrix)
-
-    def both(s, t, axis):
-        return matrix[s[..., :, None], t[..., None, :]].mean((-2, -1))
-
-    scipys = stats.bootstrap(
-        (np.arange(10), np.arange(1000)),
-        both,
-        n_resamples=2000,
-        batch=100,
-        method="percentile",
-        rng=1,
-    ).confidence_interval
-    assert ours == pytest.approx(tuple(scipys), abs=0.15 * ours.half_width)
-
-
 @pytest.fixture(scope="module")
 def stored():
-    return load_results(ROOT / "results")
+    return load_results(FIRST_STUDY)
 
 
 @pytest.fixture(scope="module")
@@ -574,7 +230,7 @@ def main(stored):
 
 
 def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
-    "The arm's own results, moved: by what makes the mean difference -3 points, +3 points, or none."
+    "The arm's own results, moved until the mean difference is -3 or +3 points, or none."
     tried = 0
     for d in main.differences:
         if len(d.seeds) < 8:
@@ -600,8 +256,31 @@ def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
 
 
 def test_stored_results_are_what_their_names_say(stored):
-    names = {path.stem for path in (ROOT / "results").glob("*.json")}
+    names = {path.stem for path in FIRST_STUDY.glob("*.json")}
     assert names == {Run(**one["run"]).name for one in stored}
+
+
+def test_the_two_studies_share_no_seed(stored):
+    "The protocol of the second begins at 100, and its results lie one folder up."
+    assert max(one["run"]["seed"] for one in stored) < 100
+    for path in FIRST_STUDY.parent.glob("*.json"):
+        assert int(re.search(r"-seed(\d+)$", path.stem)[1]) >= 100, path.name
+
+
+def test_the_first_study_says_what_it_found(stored, main):
+    "The tables of its README, computed."
+    text = (FIRST_STUDY / "README.md").read_text()
+    assert f"{len(stored)} runs on Omniglot" in text
+    for learner, claim in CLAIMS.items():
+        d = main.of_arm()[learner]
+        cells = [LEARNER_NAMES[learner], len(d.seeds)]
+        cells += [f"{100 * d.mean:+.2f} ({d.interval})", d.verdict]
+        row = " | ".join(map(str, [*cells, f"{100 * claim.gain:+.2f}"]))
+        assert f"| {row} |" in text
+    made = [(r["versions"]["metadropout_nb"], r["versions"]["torch"]) for r in stored]
+    for ours, torch in set(made):
+        row = f"| metadropout_nb {ours} | {torch} | {made.count((ours, torch))} |"
+        assert row in text
 
 
 def test_stored_protocols_have_the_tables_and_figures_that_fit_them(stored):
@@ -724,18 +403,6 @@ def test_ranking_and_its_doubt():
         rank_learners([planted("eb", 0), planted("eb", 1)])
 
 
-def test_the_number_of_seeds_needed_is_the_smallest():
-    for sd in (0.001, 0.015, 0.025, 0.04):
-        n = seeds_needed(sd)
-
-        def half(n, sd=sd):
-            return stats.t.ppf(0.975, min(n, 10) - 1) * sd / n**0.5
-
-        assert half(n) <= 0.01 and (n == 2 or half(n - 1) > 0.01)
-    with pytest.raises(ValueError, match="must be a number"):
-        seeds_needed(float("nan"))
-
-
 def test_the_claims_are_those_of_the_origin():
     assert {k: round(100 * c.gain, 2) for k, c in CLAIMS.items()} == {
         "eb": 1.5,
@@ -826,10 +493,8 @@ def test_answers_agree_with_the_tables():
         [comparison.reports["original", "none"][seed].accuracy for seed in range(5)]
     )
     assert f"from {without:.1%}" in told["original"]
-    assert (
-        "The claim, +2.16 points (one run without and one with, 105x105), lies outside this interval"
-        in told["original"]
-    )
+    claim = "The claim, +2.16 points (one run without and one with, 105x105), lies "
+    assert f"{claim}outside this interval" in told["original"]
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 4), difference.by_seed.std(ddof=1)
     assert difference.prediction_interval.half_width == pytest.approx(
@@ -860,10 +525,8 @@ def test_answers_tell_what_ordinary_dropout_does(seeds):
         )
         assert "Over 4 seeds the difference is" in told and "lies" not in told
         return
-    assert (
-        f"Against ordinary dropout at the same rates the change is {100 * against.mean:+.2f} points"
-        in told
-    )
+    words = "Against ordinary dropout at the same rates the change is"
+    assert f"{words} {100 * against.mean:+.2f} points" in told
     assert (
         against.mean == pytest.approx(0.06, abs=0.02) and str(against.interval) in told
     )
@@ -978,87 +641,64 @@ def test_the_table_shows_what_the_results_hold():
     assert "claims" not in table.figures(), "the claims are about Omniglot, not glyphs"
 
 
-@pytest.mark.parametrize("learner", ["proto", "eb", "original"])
-def test_trained_with_more_ways_than_tested(learner, monkeypatch):
-    ways = []
-    sample = TaskSampler.sample
-    monkeypatch.setattr(
-        TaskSampler,
-        "sample",
-        lambda self, n: (ways.append(self.n_way), sample(self, n))[1],
-    )
-    run = Run(learner, "meta", train_way=8, **TINY)
-    trained, _ = train_learner(run)
-    assert ways == [8, 8] and trained.num_classes == 5
-    wide, _ = train_learner(Run(learner, "meta", **TINY | {"n_way": 8}))
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(
-            trained.state_dict().values(), wide.state_dict().values(), strict=True
-        )
-    )
-    assert evaluate(trained, frozen_tasks(run)).accuracies.shape == (3,)
+def test_names_that_moved_can_still_be_imported_from_here():
+    moved = {
+        "runs": "LEARNERS TEST_SEED DATA NAMED check_name load_split Run build_learner "
+        "train_learner frozen_tasks execute write_json read_result sweep load_results",
+        "intervals": "MARGIN LOOKS FIRST_LOOK LEAST_SEEDS Interval t_interval "
+        "VarianceComponents simulate_matrices mean_squares variance_components "
+        "bootstrap_interval standard_error crossed_interval verdict seeds_needed",
+    }
+    for name, names in moved.items():
+        module = importlib.import_module(f"metadropout_nb.{name}")
+        for each in names.split():
+            assert getattr(comparison, each) is getattr(module, each)
 
 
-def test_rotations_are_for_training_only(monkeypatch):
-    seen = []
-    sampler = comparison.TaskSampler
-    monkeypatch.setattr(
-        comparison,
-        "TaskSampler",
-        lambda c, *a, **k: (seen.append(len(c)), sampler(c, *a, **k))[1],
-    )
-    run = Run(rotations=True, **TINY)
-    train_learner(run)
-    frozen_tasks(run)
-    assert seen == [800, 100]
+def imported(source):
+    "Modules of the package that a module imports, at its top or inside a function."
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            package = "metadropout_nb" if node.level else ""
+            whole = ".".join(filter(None, [package, node.module]))
+            modules = [whole, *(f"{whole}.{name.name}" for name in node.names)]
+        elif isinstance(node, ast.Import):
+            modules = [name.name for name in node.names]
+        else:
+            continue
+        parts = (module.split(".") for module in modules)
+        found |= {p[1] for p in parts if p[0] == "metadropout_nb" and p[1:] and p[1]}
+    return found
 
 
-def test_validation_keeps_off_the_test_characters(omniglot_root):
-    train, held_out = load_split("validation", 28)
-    background, evaluation = load_split("omniglot", 28)
-    assert sorted(train.names + held_out.names) == sorted(background.names)
-    alphabets = [
-        {name.split("/")[0] for name in part.names} for part in (train, held_out)
-    ]
-    assert (
-        len(alphabets[0]) == 24
-        and len(alphabets[1]) == 6
-        and not alphabets[0] & alphabets[1]
-    )
-    assert not set(held_out.names) & set(evaluation.names)
+MODULES = {
+    path.stem: path.read_text() for path in (ROOT / "metadropout_nb").glob("[!_]*.py")
+}
 
 
-def test_unscaled_masks_only_drop():
-    def values(scaled):
-        site = build_learner(
-            Run("original", "meta", scaled=scaled, **TINY)
-        ).network.sites[1]
-        site.reset_mask((2, 64, 8, 8))
-        return site.mask.unique()
-
-    assert torch.equal(values(False), torch.tensor([0.0, 1.0]))
-    assert torch.allclose(values(True), torch.tensor([0.0, 1 / 0.9]))
+def test_modules_import_one_another_in_one_direction():
+    graph = {name: imported(text) & MODULES.keys() for name, text in MODULES.items()}
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == MODULES.keys() and graph["comparison"] >= {"runs", "intervals"}
+    assert not graph["intervals"] & {"comparison", "runs", "training"}
+    assert not graph["training"] & {"long_runs", "runs"}
+    assert "comparison" not in graph["runs"]
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    "line",
     [
-        (
-            {"learner": "mnl"},
-            "unknown learner 'mnl': choose one of proto, eb, original",
-        ),
-        ({"arm": "all"}, "unknown dropout arm"),
-        ({"data": "mnist"}, "unknown data 'mnist'"),
-        ({"schedule": "linear"}, "unknown schedule 'linear'"),
-        ({"statistics": "batch"}, "unknown statistics 'batch'"),
-        ({"test_tasks": 1}, "test_tasks must be at least 2"),
-        (
-            {"learner": "maml", "train_way": 20},
-            "cannot be trained 20-way and tested 5-way",
-        ),
+        "from metadropout_nb.long_runs import fit",
+        "from .long_runs import fit",
+        "from . import long_runs",
+        "import metadropout_nb.long_runs",
+        "def later():\n    from metadropout_nb import long_runs",
     ],
 )
-def test_unknown_names(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Run(**settings)
+def test_a_circle_is_found(line):
+    assert imported(line) >= {"long_runs"}
+    texts = MODULES | {"training": f"{MODULES['training']}\n{line}\n"}
+    graph = {name: imported(text) & texts.keys() for name, text in texts.items()}
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph).prepare()

@@ -10,13 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from metadropout_nb.comparison import Run, build_learner
+from metadropout_nb.long_runs import fit
 from metadropout_nb.omniglot import glyphs
+from metadropout_nb.runs import Run, build_learner
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import fit
 
-# Three tasks an update, seven in all: the processes get unequal shares, and one of them nothing of the last update.
-CASES = {"original": 1, "eb": 2, "maml": 1}  # learner -> chunk
+# Three tasks an update, seven in all: the processes get unequal shares, and one of them
+# nothing of the last update.
+CASES = {"proto": 3, "original": 1, "eb": 2, "maml": 1}  # learner -> chunk
 
 
 class CtrlC(TaskSampler):
@@ -34,10 +35,7 @@ def train(
     torch.manual_seed(0)
     run = Run(name, "meta", size=16, n_way=3)
     learner = build_learner(run).double()
-    forward = learner.forward
-    learner.forward = lambda support, labels, query: forward(
-        support.double(), labels, query.double()
-    )
+    learner.network.blocks[1].requires_grad_(name != "proto")  # one has a frozen layer
     stream = sampler(
         glyphs(12, n_drawings=8, size=16), n_way=3, k_shot=1, n_query=2, seed=1
     )
@@ -67,7 +65,8 @@ def main(folder: str) -> None:
     except KeyboardInterrupt as stopped:
         Path(f"{folder}/stopped-{rank}").write_text(str(stopped))
     torch.distributed.destroy_process_group()
-    # A thread that outlives the group may reach for the interpreter while that shuts down, and abort the process.
+    # A thread that outlives the group may reach for the interpreter while that shuts
+    # down, and abort the process.
     threads = {
         path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")
     }

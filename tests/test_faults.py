@@ -1,18 +1,19 @@
-"""Full disks, closed folders, damaged files and kill -9: a clear error, nothing half-written, nothing finished lost."""
+"""Full disks, closed folders, damaged files, kill -9: a clear error, and nothing lost."""
 
 import json
 import os
 import random
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 
-from metadropout_nb import comparison
-from metadropout_nb.comparison import (
+from metadropout_nb import long_runs
+from metadropout_nb.runs import (
     Run,
     build_learner,
     execute,
@@ -50,7 +51,7 @@ def weights(learner):
 @pytest.fixture
 def no_training(monkeypatch):
     monkeypatch.setattr(
-        comparison, "fit", lambda *_, **__: pytest.fail("trained first")
+        "metadropout_nb.runs.fit", lambda *_, **__: pytest.fail("trained first")
     )
 
 
@@ -121,7 +122,7 @@ class TestSweep:
         write_json(
             path,
             {
-                "run": comparison.asdict(RUN),
+                "run": asdict(RUN),
                 "accuracies": accuracies,
                 "losses": [1.0] * 3,
             },
@@ -133,17 +134,18 @@ class TestSweep:
 class TestCheckpoint:
     def halfway(self, file, monkeypatch):
         "A training that broke off after two of its four tasks."
-        real = comparison.fit
 
         def broken(learner, sampler, *rest, **settings):
             sample = sampler.sample
             sampler.sample = lambda n: (
                 sample(n) if sampler.next_task < 2 else pytest.fail("power cut")
             )
-            return real(learner, sampler, *rest, **settings, checkpoint_every=1)
+            return long_runs.fit(
+                learner, sampler, *rest, **settings, checkpoint_every=1
+            )
 
         with monkeypatch.context() as patch:
-            patch.setattr(comparison, "fit", broken)
+            patch.setattr("metadropout_nb.runs.fit", broken)
             with pytest.raises(pytest.fail.Exception, match="power cut"):
                 train_learner(RUN, checkpoint=file)
 

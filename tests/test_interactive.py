@@ -1,4 +1,4 @@
-"""The figure to play with, in a real browser: its numbers are true, the keyboard is enough, it fits a telephone."""
+"""The figure to play with, in a real browser: true numbers, keyboard, telephone."""
 
 import html
 import json
@@ -48,13 +48,14 @@ def tasks():
 
 @pytest.fixture
 def page(browser, stored):
-    "A narrow page with the figure in it, and with nothing else to load. It fails the test on an error of the script."
+    "A narrow page with the figure in it. Errors and requests fail the test."
     errors = []
     page = browser.new_page(viewport={"width": 390, "height": 844})
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.route("http*://**", lambda route: errors.append(route.request.url))
     page.set_content(
-        f'<!doctype html><html lang="en"><title>Figure</title><body>{stored}</body></html>'
+        '<!doctype html><html lang="en"><title>Figure</title>'
+        f"<body>{stored}</body></html>"
     )
     page.frame_locator("iframe").locator("#gap").wait_for()
     yield page
@@ -73,7 +74,7 @@ def choose(figure, **values):
 
 
 def numbers(figure) -> tuple[list[int], float]:
-    "How many elements the three images lose, and the largest difference of the same drawing."
+    "How many elements the images lose; the largest difference of the same drawing."
     return [int(n) for n in figure.inner_text("#dropped").split(",")], float(
         figure.inner_text("#gap")
     )
@@ -214,7 +215,8 @@ def test_it_fits_and_can_be_read(page, figure, width, scheme):
         page.wait_for_timeout(100)
         root = figure.evaluate(
             "(({scrollWidth, clientWidth, scrollHeight, clientHeight}) => "
-            "[scrollWidth - clientWidth, scrollHeight - clientHeight])(document.documentElement)"
+            "[scrollWidth - clientWidth, scrollHeight - clientHeight])"
+            "(document.documentElement)"
         )
         assert root == [0, 0]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

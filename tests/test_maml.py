@@ -1,11 +1,13 @@
-"""MAML: gradients against finite differences, first order, masks, and what can go wrong in the inner loop."""
+"""MAML: its gradient against finite differences, first order, masks, divergence."""
+
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from metadropout_nb.maml import MAML
+from metadropout_nb.meta_dropout import ARMS
 from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.training import evaluate, fit, task_losses
 
@@ -15,8 +17,9 @@ SIZE = 20
 def build(**arguments):
     """A small learner, its weights moved off the initial ones.
 
-    A max pool that changes its choice is a kink of the inner loss, a jump of its gradient, and so a jump of the outer
-    loss: a difference taken across it says nothing. Near the initial weights of this seed there is such a place."""
+    A max pool that changes its choice is a kink of the inner loss, a jump of its
+    gradient, and so a jump of the outer loss: a difference taken across it says
+    nothing. Near the initial weights of this seed there is such a place."""
     torch.manual_seed(0)
     learner = MAML(
         **{"num_classes": 3, "image_size": SIZE, "inner_steps": 2, "inner_lr": 0.05}
@@ -29,11 +32,9 @@ def build(**arguments):
 
 
 def outer_loss(learner, tasks):
-    "Of one batch of tasks, always the same ones."
-    with learner.same_task():
-        logits = learner(
-            tasks.support_x.double(), tasks.support_y, tasks.query_x.double()
-        )
+    "Of one batch of tasks, always with the same masks."
+    learner.network.next_task = 0
+    logits = learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
     return task_losses(logits, tasks.query_y).sum()
 
 
@@ -79,67 +80,83 @@ def directions():
     return draw
 
 
+@pytest.fixture(params=[False, True], ids=["loop", "vmap"])
+def together(request, monkeypatch):
+    monkeypatch.setattr(MAML, "together", property(lambda learner: request.param))
+
+
+def error(learner, tasks, along):
+    "Relative distance of the gradient's slopes from central differences."
+    expected = finite_differences(learner, tasks, along)
+    found = along @ gradient(learner, tasks)
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("learn_inner_lr", [False, True])
-@pytest.mark.parametrize("arm", ["none", "meta", "separate"])
+@pytest.mark.parametrize("arm", ["none", "meta", "separate", "support"])
 def test_outer_gradient_is_that_of_finite_differences(
     tasks, directions, arm, learn_inner_lr
 ):
     learner = build(dropout=arm, learn_inner_lr=learn_inner_lr)
-    along = directions(learner)
-    expected = finite_differences(learner, tasks[:2], along)
-    found = along @ gradient(learner, tasks[:2])
-    assert (found - expected).norm() / expected.norm() < 1e-6
+    assert error(learner, tasks[:2], directions(learner)) < 1e-6
+
+
+def test_so_it_is_with_a_mask_for_every_pass(tasks, directions):
+    learner = build(dropout="standard")
+    assert error(learner, tasks[:2], directions(learner)) < 1e-6
+
+
+def test_a_fused_norm_inside_vmap_breaks_the_check(tasks, directions, monkeypatch):
+    @contextmanager
+    def apart(learner, fused=True, plain=MAML._apart):
+        with plain(learner, fused=True):
+            yield
+
+    monkeypatch.setattr(MAML, "together", property(lambda learner: True))
+    monkeypatch.setattr(MAML, "_apart", apart)
+    learner = build(dropout="none")
+    assert error(learner, tasks[:2], directions(learner)) > 1e-5
 
 
 def test_first_order_is_not_that_gradient(tasks, directions):
     learner = build(dropout="none", first_order=True)
-    along = directions(learner)
-    expected = finite_differences(learner, tasks[:2], along)
-    assert (
-        along @ gradient(learner, tasks[:2]) - expected
-    ).norm() / expected.norm() > 1e-3
+    assert error(learner, tasks[:2], directions(learner)) > 1e-3
 
 
-def test_masks_resampled_between_passes_break_the_check(tasks, directions):
-    "Without holding the task's masks, every evaluation of the outer loss is another function."
+def test_masks_resampled_between_passes_break_the_check(tasks, directions, monkeypatch):
+    "With other masks, every evaluation of the outer loss is another function."
     learner = build(dropout="meta")
     along = directions(learner)
     found = along @ gradient(learner, tasks[:2])
-    learner.same_task = learner.network.unrecorded  # holds nothing
+    network = type(learner.network)
+    stays = property(network.next_task.fget, lambda network, task: None)
+    monkeypatch.setattr(network, "next_task", stays)
     expected = finite_differences(learner, tasks[:2], along)
     assert (found - expected).norm() / found.norm() > 1
 
 
-def test_first_order_is_the_gradient_at_the_adapted_parameters(tasks):
-    learner, task = build(dropout="meta", first_order=True), tasks[0]
-    learner.network.seed_masks(0)
+@pytest.mark.parametrize("arm", ["none", "meta", "separate", "support"])
+def test_first_order_is_the_gradient_at_the_adapted_parameters(tasks, arm):
+    learner, task = build(dropout=arm, first_order=True), tasks[0]
     found = gradient(learner, tasks[:1])
-    with learner.same_task():
-        adapted = learner.adapted(task.support_x.double(), task.support_y)
-        masks = learner.network.masks(task.support_x.shape, task.query_x.shape)
+    learner.network.next_task = 0
+    adapted = learner.adapted(task.support_x.double(), task.support_y)
     adapted = {name: p.detach().requires_grad_() for name, p in adapted.items()}
-    masks = {
-        name: mask[:1] if mask.dim() == 4 else mask[0] for name, mask in masks.items()
-    }
-    logits = learner.classify(adapted, masks, task.query_x.double(), query=True)
-    expected = flat(
-        torch.autograd.grad(
-            nn.functional.cross_entropy(logits, task.query_y), list(adapted.values())
-        )
-    )
+    logits = learner.logits(adapted, task.query_x.double(), query=True)
+    loss = nn.functional.cross_entropy(logits, task.query_y)
+    expected = flat(torch.autograd.grad(loss, list(adapted.values())))
     assert (found - expected).abs().max() < 1e-10
 
 
 def test_no_inner_steps_is_the_plain_network(tasks):
     learner, task = build(dropout="meta", inner_steps=0), tasks[0]
     logits = learner(task.support_x.double(), task.support_y, task.query_x.double())
-    with learner.same_task():
-        embeddings = functional_call(
-            learner.network,
-            learner.network.masks(task.support_x.shape, task.query_x.shape),
-            (task.query_x.double(), True),
-        )
+    embeddings = learner.network(task.query_x.double(), True)  # masks are still held
     assert torch.allclose(logits, learner.head(embeddings), atol=1e-12)
+    learner.network.seed_masks(1)
+    other = learner.head(learner.network(task.query_x.double(), True))
+    assert not torch.allclose(logits, other, atol=1e-3)
 
 
 def test_the_inner_loop_is_gradient_descent_on_the_support_loss(tasks):
@@ -163,27 +180,32 @@ def test_the_inner_loop_is_gradient_descent_on_the_support_loss(tasks):
 
 def test_adapted_takes_a_batch_and_leaves_the_learner_alone(tasks):
     learner = build(dropout="meta")
-    before = flat(learner.parameters()).clone()
-    with learner.same_task():
-        batched = learner.adapted(tasks.support_x.double(), tasks.support_y)
-    learner.network.seed_masks(0)
+    before = flat(learner.state_dict().values()).clone()
+    batched = learner.adapted(tasks.support_x.double(), tasks.support_y)
+    learner.network.next_task = 0
     for i in range(len(tasks)):
         one = learner.adapted(tasks[i].support_x.double(), tasks[i].support_y)
         assert all(
             torch.allclose(one[name], p[i], atol=1e-10) for name, p in batched.items()
         )
-    assert torch.equal(before, flat(learner.parameters()))
+    assert torch.equal(before, flat(learner.eval().state_dict().values()))
 
 
+@pytest.mark.usefixtures("together")
 def test_running_statistics_are_those_of_the_query_pass(tasks):
     "Inner steps see the same support set again and again: they leave no mark."
-    learner = build(dropout="none", inner_steps=0)
-    learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
-    plain = [norm.running_mean.clone() for norm in learner.network.norms]
-    learner = build(dropout="none", inner_steps=2, inner_lr=1e-12)
-    learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
-    for norm, expected in zip(learner.network.norms, plain, strict=True):
-        assert torch.allclose(norm.running_mean, expected, atol=1e-9)
+    found = []
+    for steps in (0, 2):
+        learner = build(dropout="none", inner_steps=steps, inner_lr=1e-12)
+        learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
+        assert all(norm.passes == len(tasks) for norm in learner.norms)
+        learner.eval()
+        found.append(
+            [torch.cat([n.running_mean, n.running_var]) for n in learner.norms]
+        )
+    for steps, none in zip(*found, strict=True):
+        assert torch.allclose(steps, none, atol=1e-9)
+        assert (steps[:64].abs() > 1e-4).any(), "they have moved"
 
 
 @pytest.mark.parametrize("statistics", ["running", "support", "mixed"])
@@ -196,9 +218,20 @@ def test_no_query_sees_another_at_test(tasks, statistics):
     )
     assert torch.allclose(together, alone, atol=1e-10)
     learner.network.statistics = "transductive"
-    assert not torch.allclose(
-        learner(*inputs, task.query_x.double()), together, atol=1e-3
-    )
+    seen = learner(*inputs, task.query_x.double())
+    assert not torch.allclose(seen, together, atol=1e-3)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_task_s_masks_are_there_after_a_call_for_whoever_looks(tasks, arm):
+    "As plain tensors, which can be drawn and saved: nothing of `grad` clings to them."
+    learner, task = build(dropout=arm), tasks[0]
+    learner(task.support_x.double(), task.support_y, task.query_x.double())
+    site = learner.network.sites[0]
+    held = {"meta": 1, "support": 1, "separate": 2}.get(arm, 0)
+    assert len(list(site.buffers())) == held
+    for mask in site.buffers():
+        assert mask.numpy().min() == 0 and not mask.requires_grad
 
 
 def test_inner_learning_rates_are_learned(tasks, characters):

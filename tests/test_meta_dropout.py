@@ -1,9 +1,10 @@
-"""The layer, and that every check of it fails on a layer broken in the way it guards against."""
+"""The layer, and that every check of it fails on a layer that is broken accordingly."""
 
 import pytest
 import torch
+from torch import nn
 
-from metadropout_nb.meta_dropout import ARMS, MetaDropout, draw_mask
+from metadropout_nb.meta_dropout import ARMS, MetaDropout, draw_mask, seed_masks, sites
 
 SHAPE = (6, 8, 10, 10)
 
@@ -55,6 +56,13 @@ def check_expectation(layer):
     )
 
 
+def check_tasks_of_a_batch_are_apart(layer):
+    layer.reset_mask((3, *SHAPE), "cpu")
+    together = layer(torch.ones(3, *SHAPE))
+    for task in range(3):
+        assert torch.equal(started(layer, task)(torch.ones(SHAPE)), together[task])
+
+
 def check_gradients_masked_alike(layer):
     x = torch.rand(SHAPE, requires_grad=True)
     y = started(layer)(x)
@@ -104,6 +112,12 @@ class MaskWithoutGradient(MetaDropout):
         return x + (super().forward(x, query) - x).detach()
 
 
+class OneMaskForAllTasks(MetaDropout):
+    def draw(self, *args, **kwargs):
+        mask = super().draw(*args, **kwargs)
+        return mask[:1].expand_as(mask)
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_meta_dropout_passes(check):
     check(MetaDropout(0.3))
@@ -121,6 +135,7 @@ def test_meta_dropout_passes(check):
         (Unscaled, check_expectation),
         (NeverRenewed, check_next_task_has_another),
         (MaskWithoutGradient, check_gradients_masked_alike),
+        (OneMaskForAllTasks, check_tasks_of_a_batch_are_apart),
     ],
 )
 def test_broken_layers_are_caught(broken, check):
@@ -231,7 +246,60 @@ def test_drawn_at_first_use_and_never_saved():
     layer = MetaDropout(0.3)
     y = layer(torch.ones(SHAPE))
     assert (y == 0).any() and torch.equal(y, layer(torch.ones(SHAPE)))
-    assert not layer.state_dict()
+    assert layer.tasks == range(1) and not layer.state_dict()
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("lead", [(), (3,)])
+def test_masks_drawn_at_first_use_are_those_drawn_ahead(arm, lead):
+    shape, query_shape = (*lead, *SHAPE), (*lead, 2, *SHAPE[1:])
+    ahead, at_first_use = MetaDropout(0.3, arm), MetaDropout(0.3, arm)
+    for _ in range(2):
+        ahead.reset_mask(shape)
+        at_first_use.start_tasks(*lead)
+        assert at_first_use.mask is None and ahead.tasks == at_first_use.tasks
+        for query, arrives in ((False, shape), (True, query_shape), (True, shape)):
+            x = torch.ones(arrives)
+            assert torch.equal(ahead(x, query), at_first_use(x, query))
+
+
+def test_the_same_task_again():
+    layer = MetaDropout(0.3)
+    first, following = started(layer).mask, started(layer).mask
+    assert layer.next_task == 2 and not torch.equal(first, following)
+    layer.next_task = 0
+    assert torch.equal(started(layer).mask, first)
+
+
+def test_a_caller_may_say_once_that_query_samples_come():
+    layer, x = started(MetaDropout(0.3, "separate")), torch.ones(SHAPE)
+    layer.query = True
+    assert torch.equal(layer(x), layer(x, query=True))
+    assert not torch.equal(layer(x), layer(x, query=False))
+
+
+@pytest.mark.parametrize("arm", ["meta", "separate", "support"])
+def test_masks_drawn_in_inference_mode_can_be_trained_with(arm):
+    layer, weight = MetaDropout(0.3, arm), torch.ones(SHAPE, requires_grad=True)
+    with torch.inference_mode():
+        layer(torch.ones(SHAPE)), layer(torch.ones(SHAPE), query=True)
+    (layer(weight) + layer(weight, query=True)).sum().backward()
+    assert len(weight.grad.unique()) > 1
+
+
+def test_sites_and_seed_masks_of_any_network():
+    layers = [MetaDropout(0.3, site=0), MetaDropout(0.3, site=1)]
+    network = nn.Sequential(layers[0], nn.ReLU(), nn.Sequential(layers[1]))
+    assert sites(network) == layers and sites(nn.ReLU()) == []
+    x = torch.ones(SHAPE)
+    first = network(x)
+    seed_masks(network, 5, next_task=7)
+    other = network(x)
+    assert not torch.equal(first, other)
+    for layer in layers:
+        assert layer.seed == 5 and layer.tasks == range(7, 8)
+    seed_masks(network, 0)
+    assert torch.equal(network(x), first)
 
 
 def test_a_held_mask_serves_any_dtype():

@@ -261,7 +261,8 @@ class TestHostileZips:
 
     def test_other_formats_are_not_tried(self, tmp_path, cache):
         "A decoder of PostScript, say, would start another program."
-        script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n"
+        head = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n"
+        script = head + b"%%EndComments\nshowpage\n"
         self.refused(
             tmp_path,
             cache,
@@ -280,7 +281,9 @@ class TestHostileZips:
         )
 
     def test_no_damage_to_the_zip_is_another_error(self, tmp_path, cache):
-        "Every byte of it in turn: what cannot be loaded is refused by name, whatever zipfile makes of it."
+        """Every byte of it in turn.
+
+        What cannot be loaded is refused by name, whatever zipfile makes of it."""
         self.load(tmp_path / "source", (f"{SPLIT}/A/c/1.png", png()))
         whole = (tmp_path / "source" / f"{SPLIT}.zip").read_bytes()
         refused = 0

@@ -1,4 +1,4 @@
-"""What can be checked of the site without Quarto: its settings, links, anchors, labels and citations."""
+"""What can be checked of the site without Quarto: its settings, links and labels."""
 
 import ast
 import re
@@ -49,7 +49,9 @@ def labels(notebook) -> list[str]:
 
 
 def identifiers(notebook) -> list[str]:
-    "The anchors that Pandoc gives to headings. The first heading is the title of the page, and has none."
+    """The anchors that Pandoc gives to headings.
+
+    The first heading is the title of the page, and has none."""
     found: list[str] = []
     text = "\n\n".join(c.source for c in notebook.cells if c.cell_type == "markdown")
     for heading in re.findall(
@@ -75,7 +77,9 @@ def anchors(notebook) -> set[str]:
 
 
 def faults(notebook, book) -> list[str]:
-    "What would be a dead link, a broken reference or a figure without words on the site. `book`: anchors by file name."
+    """What would be a dead link, a broken reference or a figure without words.
+
+    `book` holds the anchors by file name."""
     text, found = prose(notebook), []
     for file, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", text):
         if file and not (NBS / file).exists():
@@ -149,13 +153,16 @@ def test_every_kind_of_fault_is_found(markdown, code, fault, book):
 
 
 def test_headings_get_the_anchors_that_pandoc_gives():
-    text = "# Title\n\n## `fit`, and *more*: a [link](x.ipynb)?\n\n## 2. Again\n\n### Again\n\n~~~~sh\n## not one\n~~~~"
+    headings = ["# Title", "## `fit`, and *more*: a [link](x.ipynb)?", "## 2. Again"]
+    text = "\n\n".join([*headings, "### Again", "~~~~sh\n## not one\n~~~~"])
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
     assert identifiers(notebook) == ["fit-and-more-a-link", "again", "again-1"]
 
 
 def options(source: str) -> str:
-    "The `#|` lines of a cell that have a key, as Quarto hands them to its YAML parser. nbdev's directives have none."
+    """The `#|` lines of a cell that have a key, as Quarto's YAML parser gets them.
+
+    nbdev's directives have none."""
     lines = [line for line in source.splitlines() if line.startswith("#|")]
     return "\n".join(line[2:].strip() for line in lines if ":" in line)
 
@@ -172,11 +179,7 @@ def test_options_of_every_cell_are_yaml(path):
 
 def test_an_unquoted_colon_in_a_caption_is_no_yaml():
     with pytest.raises(yaml.YAMLError):
-        yaml.safe_load(
-            options(
-                "#| export\n#| label: fig-a\n#| fig-cap: Two things: one and another.\nplot()"
-            )
-        )
+        yaml.safe_load(options("#| export\n#| fig-cap: Two: one and another.\nplot()"))
 
 
 def pages(contents) -> list[str]:
@@ -235,12 +238,14 @@ def test_a_chapter_says_how_long_it_takes(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_first_cell_is_title_and_promise(path):
-    "nbdev makes them the head of the page, and drops whatever else stands in that cell."
+    "nbdev makes them the head of the page, and drops what else stands in that cell."
     assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+", read(path).cells[0].source)
 
 
 def mixed_cells(notebook) -> list[str]:
-    "Cells that import and do more. Where a chapter exports anything, nbdev runs them to render the page, slow or not."
+    """Cells that import and do more.
+
+    Where a chapter exports anything, nbdev runs them to render it, slow or not."""
     cells = [cell.source for cell in code_cells(notebook)]
     found = []
     for source in cells if any("#| export" in source for source in cells) else []:
@@ -265,7 +270,7 @@ def test_a_mixed_cell_is_found():
 
 
 def to_html(path) -> str:
-    "A chapter as a page, by nbconvert: not the site, but the same prose, tables and figures."
+    "A chapter as nbconvert's page: not the site, but its prose, tables and figures."
     return HTMLExporter(template_name="lab").from_filename(str(path))[0]
 
 

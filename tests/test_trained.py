@@ -5,8 +5,13 @@ from importlib.resources import files
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from metadropout_nb.comparison import LEARNERS, Run, build_learner, frozen_tasks
+from metadropout_nb.embedding_network import EmbeddingNetwork
+from metadropout_nb.meta_dropout import MetaDropout
+from metadropout_nb.omniglot import glyphs
+from metadropout_nb.runs import LEARNERS, Run, build_learner, frozen_tasks
+from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.trained import load_learner, pretrained, save_learner
 from metadropout_nb.training import evaluate
 
@@ -39,6 +44,76 @@ def test_a_saved_learner_comes_back(name, tmp_path):
     ]
 
 
+def own_network(filters=3):
+    tied = nn.Linear(4 * filters, 4 * filters)
+    layers = [nn.Conv2d(1, filters, 3), nn.BatchNorm2d(filters), MetaDropout(0.2)]
+    return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(2), nn.Flatten(), tied, tied)
+
+
+def own_learner(name, filters=3):
+    return LEARNERS[name](network=own_network(filters), embedding_dim=4 * filters)
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    run = Run("proto", size=16, test_tasks=3, test_query=2)
+    return save_learner(own_learner("proto"), run, tmp_path / "own")
+
+
+@pytest.mark.parametrize("name", ["proto", "eb", "original"])
+def test_a_network_of_ones_own_is_filled(name, tmp_path):
+    run, learner = Run(name, size=16, test_tasks=3, test_query=2), own_learner(name)
+    learner.network[1].running_mean += 1.0
+    save_learner(learner, run, tmp_path)
+    untrained = own_learner(name)
+    loaded, told = load_learner(tmp_path, untrained)
+    assert loaded is untrained and not loaded.training and told == run
+    tasks = frozen_tasks(run)
+    assert (evaluate(loaded, tasks).losses == evaluate(learner, tasks).losses).all()
+    card = (tmp_path / "README.md").read_text()
+    assert "`Sequential` of their own" in card and "train_learner" not in card
+
+
+def test_a_network_of_ones_own_has_to_be_brought(own_folder):
+    with pytest.raises(ValueError, match="'Sequential', is its maker's own"):
+        load_learner(own_folder)
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (
+            lambda: own_learner("proto", filters=4),
+            r"of this build: network.0.weight has the shape \[3, 1, 3, 3\], expected",
+        ),
+        (lambda: own_learner("eb"), "of this build: missing weights: meta_learner.U"),
+        (lambda: build_learner(TINY), "of this build: missing weights: meta_learner.U"),
+    ],
+)
+def test_what_does_not_fit_is_not_filled(own_folder, learner, message):
+    untrained = learner()
+    before = {name: t.clone() for name, t in untrained.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_learner(own_folder, untrained)
+    after = untrained.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+def test_settings_that_no_run_knows(tmp_path):
+    colour = EmbeddingNetwork(32, image_size=16, in_channels=3)
+    learner = LEARNERS["proto"](network=colour, embedding_dim=32)
+    run = Run("proto", size=16)
+    save_learner(learner, run, tmp_path)
+    with pytest.raises(ValueError, match="has the shape"):
+        load_learner(tmp_path)
+    other = EmbeddingNetwork(32, image_size=16, in_channels=3)
+    loaded, _ = load_learner(
+        tmp_path, LEARNERS["proto"](network=other, embedding_dim=32)
+    )
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(loaded.embed(images), learner.eval().embed(images))
+
+
 def test_no_learner(tmp_path):
     with pytest.raises(FileNotFoundError, match="no learner"):
         load_learner(tmp_path)
@@ -60,6 +135,7 @@ def test_damaged_weights_are_refused(folder, damage):
     [
         ({"format": 2}, "format is 2, but this version"),
         ({"run": "original"}, "does not say how"),
+        ({"network": None}, "network, None, is its maker's own"),
         ({"run": {"layers": 4}}, "unknown settings in learner.json: layers"),
         ({"run": {"size": "16"}}, "size must be int"),
         ({"run": {"size": True}}, "size must be int"),
@@ -103,6 +179,16 @@ def test_weights_that_miss_one(folder):
     )
     with pytest.raises(ValueError, match="missing weights: network.linear.bias"):
         load_learner(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("proto", 0.9), ("eb", 0.8), ("original", 0.7), ("maml", 0.7)]
+)
+def test_shipped_learners_know_drawings_that_they_never_saw(name, least):
+    learner, run = pretrained(name)
+    tasks = TaskSampler(glyphs(50), n_query=5, seed=1).sample(20)
+    trained, untrained = evaluate(learner, tasks), evaluate(build_learner(run), tasks)
+    assert trained.accuracy > max(least, untrained.accuracy + 0.1)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -1,14 +1,23 @@
 import copy
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from metadropout_nb.maml import MAML
+from metadropout_nb.runs import LEARNERS
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.training import Evaluation, PrototypicalNetwork, evaluate, fit
+from metadropout_nb.training import (
+    Evaluation,
+    Hooks,
+    PrototypicalNetwork,
+    evaluate,
+    fit,
+)
 
 
 def learner(**arguments):
@@ -48,18 +57,67 @@ def test_equal_seeds_equal_numbers(characters):
     assert not torch.equal(runs[0], runs[2]), "the seed of fit is the mask seed"
 
 
-def test_chunks_change_nothing_beyond_rounding(characters):
-    "Loss and running statistics of one update; gradients are compared in test_learners."
+@pytest.mark.parametrize("kind", LEARNERS)
+def test_chunks_change_nothing_beyond_rounding(characters, kind):
+    "Weights, running statistics and losses of two updates, with masks; in float64."
     outcomes = []
     for chunk in (1, 3, 4):
-        model = learner()
-        history = fit(model, sampler(characters), n_tasks=4, meta_batch=4, chunk=chunk)
-        outcomes.append(
-            (history.losses[0], torch.cat([n.running_var for n in model.network.norms]))
-        )
-    for loss, running in outcomes[1:]:
-        assert loss == pytest.approx(outcomes[0][0], rel=1e-5)
-        assert torch.allclose(running, outcomes[0][1], rtol=1e-5)
+        torch.manual_seed(0)
+        model = LEARNERS[kind](num_classes=3, image_size=20).double()
+        history = fit(model, sampler(characters), n_tasks=8, meta_batch=4, chunk=chunk)
+        outcomes.append((history.losses, weights(model)))
+    for losses, state in outcomes[1:]:
+        assert losses == pytest.approx(outcomes[0][0], rel=1e-9)
+        assert (state - outcomes[0][1]).abs().max() < 1e-8
+
+
+def test_the_running_statistics_move_once_an_update(characters):
+    model = learner()
+    fit(model, sampler(characters), n_tasks=6, meta_batch=2, chunk=1)
+    for block in model.network.blocks:
+        assert block.norm.num_batches_tracked == 3 and block.norm.passes == 0
+
+
+def test_hooks_are_called_where_they_say(characters):
+    class Noting(Hooks):
+        def __init__(self):
+            self.said = []
+
+        def begin(self, learner, optimizer, history):
+            self.said.append(("begin", len(history.tasks)))
+
+        def share(self, n_tasks):
+            self.said.append(("share", n_tasks))
+            return range(n_tasks)
+
+        def summed(self, learner, sums):
+            there = all(p.grad is not None for p in learner.parameters())
+            self.said.append(("summed", there))
+            return sums
+
+        def updated(self, learner, optimizer, history):
+            self.said.append(("updated", history.tasks[-1]))
+
+    hooks, plain, model = Noting(), learner(), learner()
+    fit(plain, sampler(characters), n_tasks=5, meta_batch=4)
+    fit(model, sampler(characters), n_tasks=5, meta_batch=4, hooks=hooks)
+    assert hooks.said == [
+        ("begin", 0),
+        *(("share", 4), ("summed", True), ("updated", 4)),
+        *(("share", 1), ("summed", True), ("updated", 5)),
+    ]
+    assert torch.equal(weights(plain), weights(model))
+
+
+def test_a_hook_may_test_in_the_middle(characters):
+    class Tests(Hooks):
+        def updated(self, learner, optimizer, history):
+            evaluate(learner, tasks)
+
+    tasks, plain, model = sampler(characters, seed=9).sample(3), learner(), learner()
+    fit(plain, sampler(characters), n_tasks=4, meta_batch=2)
+    fit(model, sampler(characters), n_tasks=4, meta_batch=2, hooks=Tests())
+    assert torch.equal(weights(plain), weights(model))
 
 
 def test_the_last_meta_batch_may_be_smaller(characters):
@@ -114,16 +172,16 @@ def test_a_loss_that_is_not_finite_names_the_task_and_keeps_the_weights(characte
 
     torch.manual_seed(0)
     model, good = Breaks(3, image_size=20), learner()
-    fit(good, sampler(characters), n_tasks=4, meta_batch=4)
+    fit(good, sampler(characters), n_tasks=4, meta_batch=4, chunk=1)
     with pytest.raises(FloatingPointError, match="training task 6 "):
-        fit(model, sampler(characters), n_tasks=12, meta_batch=4)
+        fit(model, sampler(characters), n_tasks=12, meta_batch=4, chunk=1)
     assert torch.equal(weights(model), weights(good)), "those after the first update"
 
 
 def test_evaluate_leaves_no_trace(characters):
     model = learner()
     model.train()
-    before = copy.deepcopy(model.state_dict())
+    before, next_task = copy.deepcopy(model.state_dict()), model.network.next_task
     tasks = sampler(characters).sample(5)
     first, second = evaluate(model, tasks), evaluate(model, tasks, chunk=3)
     assert model.training and all(
@@ -132,6 +190,7 @@ def test_evaluate_leaves_no_trace(characters):
     assert np.array_equal(first.accuracies, second.accuracies)
     assert np.allclose(first.losses, second.losses, atol=1e-5)
     assert all(p.grad is None for p in model.parameters())
+    assert model.network.next_task == next_task
 
 
 def test_accuracy_and_loss_of_a_task_are_what_they_say(characters):
@@ -168,9 +227,11 @@ def test_evaluation_figures():
 def test_kept_memory_stays():
     "What the process holds after a tensor of 200 MB is gone."
     code = (
-        "from pathlib import Path\nimport torch\nfrom metadropout_nb.training import keep_memory\n"
+        "from pathlib import Path\nimport torch\n"
+        "from metadropout_nb.training import keep_memory\n"
         "held = lambda: int(Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
-        "done, before = {call}, held()\ntensor = torch.ones(50_000_000)\ndel tensor\nprint(done, held() - before)"
+        "done, before = {call}, held()\n"
+        "tensor = torch.ones(50_000_000)\ndel tensor\nprint(done, held() - before)"
     )
     found = {}
     for call in ("None", "keep_memory()"):
@@ -186,15 +247,78 @@ def test_kept_memory_stays():
     assert int(found["keep_memory()"][1]) > 150e6 > 50e6 > int(found["None"][1])
 
 
-def test_mixed_precision_changes_digits_and_not_the_course_of_things(characters):
-    def losses(mixed_precision):
-        torch.manual_seed(0)
-        learner = PrototypicalNetwork(num_classes=3, image_size=20)
-        sampler = TaskSampler(characters, n_way=3, n_query=2)
-        return fit(
-            learner, sampler, n_tasks=6, meta_batch=2, mixed_precision=mixed_precision
-        ).losses
+def build(kind, **arguments):
+    torch.manual_seed(0)
+    return kind(**{"num_classes": 3, "image_size": 20} | arguments)
 
-    full, mixed = losses(False), losses(True)
-    assert full != mixed and full == losses(False)
-    assert max(abs(a - b) for a, b in zip(full, mixed, strict=True)) < 0.3
+
+@pytest.mark.filterwarnings("ignore:this processor")
+@pytest.mark.parametrize("kind", LEARNERS.values())
+def test_bfloat16_changes_digits_and_not_the_course_of_things(characters, kind):
+    def losses(bfloat16):
+        model = build(kind)
+        settings = {"n_tasks": 6, "meta_batch": 2, "bfloat16": bfloat16}
+        found = fit(model, sampler(characters), **settings).losses
+        tasks = sampler(characters, seed=9).sample(3)
+        return [*found, evaluate(model, tasks, bfloat16=bfloat16).loss]
+
+    full, half = losses(False), losses(True)
+    assert full != half and full == losses(False)
+    assert np.isfinite(half).all()
+    assert max(abs(a - b) for a, b in zip(full, half, strict=True)) < 0.3
+
+
+@pytest.mark.filterwarnings("ignore:this processor")
+def test_maml_in_bfloat16_takes_chunks(characters):
+    found = {}
+    for chunk in (1, 2):
+        model, how = build(MAML), {"chunk": chunk, "bfloat16": True}
+        losses = fit(model, sampler(characters), n_tasks=2, meta_batch=2, **how).losses
+        tasks = sampler(characters).sample(2)
+        found[chunk] = [*losses, *evaluate(model, tasks, **how).losses]
+    assert np.isfinite(found[1]).all()
+    assert found[1] == pytest.approx(found[2], abs=0.05)
+
+
+def test_where_the_processor_lacks_bfloat16_it_says_so(characters, monkeypatch):
+    def run():
+        settings = {"n_tasks": 1, "meta_batch": 1, "bfloat16": True}
+        model = learner()
+        fit(model, sampler(characters), **settings)
+        evaluate(model, sampler(characters).sample(1), bfloat16=True)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with pytest.warns(UserWarning, match="has no bfloat16 arithmetic") as said:
+        run()
+    assert [warning.filename for warning in said] == [__file__] * 2
+    able = {"avx512_bf16": True}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run()
+
+
+@pytest.mark.parametrize("kind", LEARNERS.values())
+def test_a_float64_learner_is_fitted_and_evaluated(characters, kind):
+    reports = []
+    for dtype in (torch.float32, torch.float64):
+        model = build(kind).to(dtype)
+        history = fit(model, sampler(characters), n_tasks=2, meta_batch=2)
+        report = evaluate(model, sampler(characters, seed=9).sample(2))
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        reports.append((history.losses, report))
+    (losses, single), (losses_double, double) = reports
+    assert losses == pytest.approx(losses_double, rel=1e-3)
+    assert np.isfinite(single.losses).all() and np.isfinite(double.losses).all()
+
+
+def test_one_test_task_has_no_interval_and_none_is_refused(characters):
+    tasks = sampler(characters).sample(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one = evaluate(learner(), tasks[:1])
+        said = repr(one) + one._repr_html_()
+    assert "nan" not in said and "±" not in said and "1" in one.rows()["test tasks"]
+    assert "±" in repr(evaluate(learner(), tasks))
+    with pytest.raises(ValueError, match="at least one test task"):
+        evaluate(learner(), tasks[:0])
