@@ -239,8 +239,8 @@ def tasks_on_device(
     bfloat16: bool,
     chunk: int,
     seconds: float,
-) -> dict[str, float | None]:
-    "Tasks per second and peak memory; None where the tasks do not fit."
+) -> dict[str, float | str | None]:
+    "Tasks per second and peak memory; no speed where so many do not go, and why."
     cuda = device.type == "cuda"
     if cuda:
         torch.cuda.empty_cache()
@@ -257,12 +257,13 @@ def tasks_on_device(
         if cuda:
             torch.cuda.synchronize(device)
 
+    speed, why = None, ""
     try:
         speed = n / seconds_of(step, seconds, least=2)
-    except torch.OutOfMemoryError:
-        speed = None
+    except RuntimeError as error:  # out of memory, or too many numbers for a kernel
+        why = str(error).split(". ")[0][:200]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if cuda else peak_memory()
-    return {"tasks_per_second": speed, "peak_mb": peak}
+    return {"tasks_per_second": speed, "peak_mb": peak, "why": why}
 
 
 def on_a_gpu(words: argparse.Namespace, device: torch.device) -> None:

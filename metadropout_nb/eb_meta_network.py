@@ -16,7 +16,7 @@ from .training import Learner, class_means
 
 # %% ../nbs/06_eb_meta_network.ipynb #e731020c
 class MetaLearner(nn.Module):
-    "Fast weights from support embeddings, and the similarity of query embeddings to them (the origin's form)."
+    "Fast weights of classes, and a learned similarity of queries to them (the origin's form)."
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class MetaLearner(nn.Module):
         support_labels: torch.Tensor,  # `[N*K]`
         query_embeddings: torch.Tensor,  # `[N*Q, D]`
     ) -> torch.Tensor:  # `[N*Q, N]`
-        "Logits of the query samples: `(V h) . W_c` for the fast weight `W_c` of each class."
+        "Logits of the query samples: `(V h) . W_c` for each class's fast weight `W_c`."
         return (
             query_embeddings
             @ self.V.T

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARGIN', 'LOOKS', 'FIRST_LOOK', 'LEAST_SEEDS', 'Interval', 't_interval', 'VarianceComponents', 'simulate_matrices',
            'mean_squares', 'variance_components', 'bootstrap_interval', 'standard_error', 'crossed_interval', 'verdict',
-           'seeds_needed']
+           'equivalence', 'seeds_needed']
 
 # %% ../nbs/a6_intervals.ipynb #7b008634
 from dataclasses import dataclass
@@ -198,6 +198,22 @@ def verdict(interval: Interval) -> str:
         if low > -MARGIN and high < MARGIN
         else "undecided"
     )
+
+# %% ../nbs/a6_intervals.ipynb #f41e8ab3
+def equivalence(
+    matrix: np.ndarray,  # `[seeds, tasks]`
+    max_df: float = np.inf,  # most degrees of freedom of Student's t
+) -> float:
+    """p-value of two one-sided t-tests that the mean lies within ±`MARGIN` (Schuirmann, 1987).
+
+    Below .05, the 90 % interval lies inside the margin. Not a number with one seed."""
+    if len(matrix) < 2:
+        return float("nan")
+    error, df = standard_error(matrix)
+    room = MARGIN - abs(matrix.mean())
+    if error < 1e-12:  # no spread at all
+        return float(room <= 0)
+    return float(stats.t.sf(room / error, min(df, max_df)))
 
 # %% ../nbs/a6_intervals.ipynb #02da4cfc
 def seeds_needed(

@@ -26,25 +26,23 @@ Parameters = dict[str, Tensor]  # by name, as in `named_parameters`
 class MAML(Learner):
     """Model-agnostic meta-learning (Finn et al., 2017, algorithm 2) with a linear head.
 
-    Masks are the same at every inner step of a task, and on its query pass unless the arm
-    says otherwise. Raises `ValueError` for a network of your own with batch norm that is
-    not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
+    Masks are the same at every inner step of a task, and on its query pass unless the
+    arm says otherwise. Raises `ValueError` for a network of your own with batch norm that
+    is not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
 
     meta_batch = 4
-    chunk = (
-        1  # each task has weights of its own: nothing is gained by more, but on a GPU
-    )
+    chunk = 1  # each task has weights of its own: only a GPU gains by more
 
     def __init__(
         self,
         num_classes: int = 5,
         inner_lr: float = 0.01,  # learning rate of the inner loop
-        inner_steps: int = 5,  # gradient steps on the support set; 0 is the plain network
+        inner_steps: int = 5,  # gradient steps on the support set; may be 0
         first_order: bool = False,  # leave out the derivative of the inner gradients
-        learn_inner_lr: bool = False,  # one inner learning rate a parameter tensor, learned
+        learn_inner_lr: bool = False,  # one inner rate per tensor, learned
         embedding_dim: int = 64,
         dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),
-        statistics: str = "support",  # batch norm at test: "support", "mixed", "transductive"
+        statistics: str = "support",  # batch norm at test: a key of `STATISTICS`
         network: nn.Module | None = None,  # of your own; None: an `EmbeddingNetwork`
         **settings: Any,  # of the `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
@@ -64,8 +62,8 @@ class MAML(Learner):
             counts = getattr(layer, "track_running_stats", False)
             if counts and not isinstance(layer, TaskBatchNorm):
                 raise ValueError(
-                    f"{type(layer).__name__} would move its running statistics at every inner "
-                    "step: in a network for MAML, use TaskBatchNorm in its place"
+                    f"{type(layer).__name__} would move its running statistics at every "
+                    "inner step: in a network for MAML, use TaskBatchNorm in its place"
                 )
         self.head = nn.Linear(embedding_dim, num_classes)
         self.inner_steps, self.first_order = inner_steps, first_order
@@ -76,14 +74,14 @@ class MAML(Learner):
             self.register_buffer("inner_lr", rates, persistent=False)
 
     def extra_repr(self) -> str:
-        rate = (
-            "learned" if self.inner_lr.requires_grad else f"{float(self.inner_lr[0]):g}"
-        )
-        return f"inner_lr={rate}, inner_steps={self.inner_steps}, first_order={self.first_order}"
+        learned = self.inner_lr.requires_grad
+        rate = "learned" if learned else f"{float(self.inner_lr[0]):g}"
+        steps, order = self.inner_steps, self.first_order
+        return f"inner_lr={rate}, inner_steps={steps}, first_order={order}"
 
     @property
     def together(self) -> bool:
-        """Whether a batch of tasks runs through `vmap`: on a GPU, with masks that are held.
+        """Whether a batch of tasks runs through `vmap`: on a GPU, with held masks.
 
         On a CPU the tasks gain nothing from each other's company."""
         ours = (
@@ -111,8 +109,7 @@ class MAML(Learner):
         parameters: Parameters,
         images: Tensor,  # `[B, C, H, W]`
         query: bool = False,
-        masks: Parameters
-        | None = None,  # by buffer name; None: those that the sites hold
+        masks: Parameters | None = None,  # by buffer name; None: those the sites hold
     ) -> Tensor:  # `[B, N]`
         "One pass with given weights."
         state = {name.removeprefix("network."): p for name, p in parameters.items()}
@@ -128,9 +125,7 @@ class MAML(Learner):
         support_x: Tensor,  # `[N*K, C, H, W]`
         support_y: Tensor,  # `[N*K]`
         masks: Parameters | None = None,
-    ) -> tuple[
-        Parameters, Tensor
-    ]:  # weights of the task; the loss before each step `[steps]`
+    ) -> tuple[Parameters, Tensor]:  # the task's weights; losses before steps `[steps]`
         "The inner loop: gradient descent on the support loss."
 
         def support_loss(parameters: Parameters) -> Tensor:
@@ -159,16 +154,13 @@ class MAML(Learner):
         support_y: Tensor,
         query_x: Tensor,
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        "One task: its query logits, its inner losses, and the query set's batch statistics."
+        "One task: query logits, inner losses, and the query set's batch statistics."
         parameters, losses = self.adapt(support_x, support_y, masks)
         if not self.training:  # leaves the statistics that the query pass may want
             self.logits(parameters, support_x, masks=masks)
         logits = self.logits(parameters, query_x, True, masks)
-        return (
-            logits,
-            losses,
-            [norm.seen for norm in self.norms if norm.seen is not None],
-        )
+        statistics = [norm.seen for norm in self.norms if norm.seen is not None]
+        return logits, losses, statistics
 
     def forward(
         self,
@@ -176,10 +168,10 @@ class MAML(Learner):
         support_y: Tensor,  # `[N*K]` or `[T, N*K]`
         query_x: Tensor,  # `[N*Q, C, H, W]` or `[T, N*Q, C, H, W]`
     ) -> Tensor:  # `[N*Q, N]` or `[T, N*Q, N]`
-        """Logits of the query samples, by the weights that their task's support set leads to.
+        """Logits of the query samples, by the weights that their support set leads to.
 
-        Raises `FloatingPointError` where an inner loss is not finite, and what every learner
-        raises."""
+        Raises `FloatingPointError` where an inner loss is not finite, and what every
+        learner raises."""
         check_task(support_x, support_y, query_x, self.num_classes)
         if support_x.dim() == 5 and not self.together:
             tasks = zip(support_x, support_y, query_x, strict=True)
@@ -223,10 +215,10 @@ class MAML(Learner):
 
     @contextmanager
     def _apart(self, fused: bool = True) -> Iterator[None]:
-        """Batch norm inside: passes count for nothing, and `fused` says who applies its weights.
+        """Inside, batch norm's passes count for nothing; `fused` is what its layers get.
 
-        What the layers have seen there may belong to `vmap` or `grad`: it does not stay.
-        A mask drawn there is wrapped by `grad`: `detach` unwraps it, so that it can be copied."""
+        What they have seen there may belong to `vmap` or `grad`: it does not stay. Nor do
+        the wrappers of `grad` around masks: `detach` takes them off."""
         for norm in self.norms:
             norm.gathers, norm.fused = False, fused
         try:
@@ -251,15 +243,13 @@ class MAML(Learner):
             task, step = (
                 (~losses.reshape(-1, losses.shape[-1]).isfinite()).nonzero()[0].tolist()
             )
-            started = (
-                [site.tasks for site in sites(self.network)] if self.training else []
-            )
-            name = (
-                f"training task {started[0][task]}"
-                if started
-                else f"task {task} of this batch"
-            )
+            started = [site.tasks for site in sites(self.network)]
+            name = ""
+            if started and self.training:
+                name = f" of training task {started[0][task]}"
+            elif losses.dim() == 2:
+                name = f" of task {task} of this batch"
             raise FloatingPointError(
-                f"the inner loss of {name} is not finite at inner step {step}: a smaller "
-                "inner_lr is the usual cure"
+                f"the inner loss{name} is not finite at inner step {step}: a "
+                "smaller inner_lr is the usual cure"
             )

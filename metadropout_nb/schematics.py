@@ -83,7 +83,7 @@ def drawings(
     axis: Axes,
     x: float,  # left edge
     y: float,  # centre
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | np.ndarray,
     color: str,
     side: float = 0.8,
 ) -> None:

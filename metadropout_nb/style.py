@@ -45,11 +45,9 @@ def start_figure(
     height: float = 2.8,
     rows: int = 1,
     columns: int = 1,
-    **settings: Any,  # further arguments of `plt.subplots`: `sharey`, `width_ratios`, ...
-) -> tuple[
-    Figure, Any
-]:  # the figure, closed, so that a notebook shows it once; and its axes, or an array of them
-    "A figure to draw in."
+    **settings: Any,  # further arguments of `plt.subplots`: `sharey`, ...
+) -> tuple[Figure, Any]:  # the figure, and its axes: one, or an array of them
+    "A figure to draw in, closed already, so that a notebook shows it once."
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height), layout="constrained", **settings
     )

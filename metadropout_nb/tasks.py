@@ -17,7 +17,7 @@ from .omniglot import Characters, show_images
 # %% ../nbs/02_tasks.ipynb #aae25b9e
 @dataclass(frozen=True, eq=False)
 class TaskBatch:
-    "T tasks, or one where the leading T is missing. Images are kept as bytes and converted when asked for."
+    "T tasks, or one where the leading T is missing. Images are kept as bytes."
 
     support: torch.Tensor  # uint8 `[T, N*K, H, W]`
     support_y: torch.Tensor  # int64 `[T, N*K]`, labels 0 to N-1
@@ -40,8 +40,7 @@ class TaskBatch:
 
     def __getitem__(
         self,
-        which: int
-        | slice,  # a number gives one task without the leading T, a slice a smaller batch
+        which: int | slice,  # a number gives one task without the leading T
     ) -> "TaskBatch":
         "One task, or some of them."
         return TaskBatch(*(getattr(self, field.name)[which] for field in fields(self)))
@@ -101,9 +100,7 @@ class TaskSampler:
             )
         self.characters, self.seed = characters, seed
         self.n_way, self.k_shot, self.n_query = n_way, k_shot, n_query
-        self.next_task = (
-            0  # index of the task that comes next; set it to go back or ahead
-        )
+        self.next_task = 0  # index of the task that comes next; set it to go elsewhere
 
     def described(self) -> dict[str, list[int]]:
         "What decides the tasks to come, but for the drawings themselves."
@@ -115,19 +112,18 @@ class TaskSampler:
         }
 
     def _draw(self, task: int) -> tuple[np.ndarray, ...]:
-        "One task: its classes `[N]`; label and drawing of each support sample `[2, N*K]` and query sample `[2, N*Q]`."
+        """One task: its classes `[N]`; label and drawing of each sample.
+
+        Support `[2, N*K]`, query `[2, N*Q]`."""
         rng = np.random.default_rng((self.seed, task))
         n_classes, n_drawings = self.characters.images.shape[:2]
         classes = rng.choice(n_classes, self.n_way, replace=False)
         drawings = rng.permuted(np.tile(np.arange(n_drawings), (self.n_way, 1)), axis=1)
         labels = np.broadcast_to(np.arange(self.n_way)[:, None], drawings.shape)
-        samples = np.stack(
-            [labels, drawings]
-        )  # `[2, N, drawings]`: the shuffled decks, each card beside its label
-        support = samples[:, :, : self.k_shot].reshape(2, -1)  # `[2, N*K]`
-        query = samples[:, :, self.k_shot : self.k_shot + self.n_query].reshape(
-            2, -1
-        )  # `[2, N*Q]`
+        decks = np.stack([labels, drawings])  # `[2, N, drawings]`
+        dealt = self.k_shot + self.n_query
+        support = decks[:, :, : self.k_shot].reshape(2, -1)
+        query = decks[:, :, self.k_shot : dealt].reshape(2, -1)
         return classes, rng.permutation(support, axis=1), rng.permutation(query, axis=1)
 
     def sample(
@@ -145,7 +141,7 @@ class TaskSampler:
             torch.from_numpy(np.stack(part)) for part in zip(*drawn, strict=True)
         )
         images = self.characters.images
-        # `classes.gather` turns labels `[T, samples]` into class numbers; these and the drawings pick the images
+        # `classes.gather` turns labels into class numbers, which pick the images
         return TaskBatch(
             images[classes.gather(1, support[:, 0]), support[:, 1]],
             support[:, 0],

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .embedding_network import EmbeddingNetwork, TaskBatchNorm
-from .meta_dropout import seed_masks, sites
+from .meta_dropout import MetaDropout, seed_masks, sites
 from .style import BLUE, ORANGE, SKY, start_figure
 from .tasks import TaskBatch, TaskSampler
 
@@ -130,7 +130,7 @@ class Learner(nn.Module):
         if isinstance(self.network, EmbeddingNetwork):
             return call(images, query).to(dtype)
         for layer in self.network.modules():
-            if hasattr(layer, "query"):
+            if isinstance(layer, MetaDropout | TaskBatchNorm):
                 layer.query = query
         embeddings = call(images.to(dtype))
         if embeddings.shape != (len(images), self.embedding_dim):

@@ -12,9 +12,11 @@ import torch
 from conftest import NOTEBOOKS, ROOT
 from typer.testing import CliRunner
 
-from metadropout_nb import cli, training
+from metadropout_nb import __version__, cli, long_runs, runs
 from metadropout_nb.cli import app
-from metadropout_nb.comparison import LEARNERS, Run, planned_runs
+from metadropout_nb.comparison import planned_runs
+from metadropout_nb.meta_dropout import ARMS
+from metadropout_nb.runs import DATA, LEARNERS, Run, load_results
 from metadropout_nb.trained import load_learner
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
@@ -78,7 +80,7 @@ def write_results(folder, *runs):
 
 def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        cli, "sweep", lambda *_: pytest.fail("--from must train nothing")
+        runs, "sweep", lambda *_: pytest.fail("--from must train nothing")
     )
     arms = [
         Run(arm=arm, seed=s, data="omniglot", test_tasks=20)
@@ -126,16 +128,16 @@ def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkey
     def sweep(runs, folder, jobs, progress):
         asked.extend(runs)
         write_results(folder, *(replace(one, test_tasks=20) for one in runs[:12]))
-        return cli.load_results(folder)
+        return load_results(folder)
 
-    monkeypatch.setattr(cli, "sweep", sweep)
+    monkeypatch.setattr(runs, "sweep", sweep)
     assert run("compare", "--planned", "--out", "here").exit_code == 0
     assert asked == planned_runs()
 
     done = [
-        Run("eb", arm, seed, "omniglot")
+        Run("eb", arm, 100 + seed, "omniglot", train_classes=30)
         for arm in ("none", "meta")
-        for seed in range(10)
+        for seed in range(12)
     ]
     write_results(tmp_path / "there", *done)
     for one in done[::2]:  # every other seed: far apart
@@ -149,9 +151,9 @@ def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkey
             )
         )
     asked.clear()
-    expected = planned_runs(cli.load_results("there"))
+    expected = planned_runs(load_results("there"))
     run("compare", "--planned", "--out", "there")
-    assert asked == expected != planned_runs(), "five more seeds"
+    assert asked == expected != planned_runs(), "four more seeds"
 
 
 def test_a_folder_may_have_any_name(run):
@@ -232,7 +234,7 @@ def test_notebooks_copies_the_course_and_keeps_what_is_yours(run, tmp_path):
     assert first.exit_code == 0, first.output
     chapter, result = (
         tmp_path / "mine/nbs/01_characters.ipynb",
-        next((tmp_path / "mine/results").glob("*.json")),
+        next((tmp_path / "mine/results/first_study").glob("*.json")),
     )
     assert chapter.read_bytes() == (ROOT / "nbs/01_characters.ipynb").read_bytes()
     assert len(list((tmp_path / "mine/nbs").glob("*.ipynb"))) == len(NOTEBOOKS)
@@ -280,6 +282,71 @@ def test_the_wheel_carries_course_results_and_learners(tmp_path):
     assert any(name.startswith("metadropout_nb/course/results/") for name in names)
 
 
+def test_the_names_are_those_of_the_modules():
+    for choice, known in (
+        (cli.LearnerName, LEARNERS),
+        (cli.Arm, ARMS),
+        (cli.DataName, DATA),
+    ):
+        assert [one.value for one in choice] == list(known)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compare", "--help"], ["--version"]])
+def test_help_imports_nothing_that_takes_long(words):
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from metadropout_nb.cli import app
+assert CliRunner().invoke(app, {words!r}).exit_code == 0
+print(*sys.modules)
+"""
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "metadropout_nb.cli" in loaded.split()
+    heavy = {"torch", "scipy", "matplotlib", "joblib", "numpy", "metadropout_nb.runs"}
+    assert not heavy & set(loaded.split())
+
+
+@pytest.mark.parametrize("words", [["--version"], ["compare", "--help"]])
+def test_as_a_module_it_is_the_same_command(run, words):
+    command = [sys.executable, "-m", "metadropout_nb", *words]
+    env = os.environ | {"COLUMNS": "140", "TERM": "dumb"}
+    told = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+    runner = CliRunner(env={"COLUMNS": "140", "TERM": "dumb"})
+    here = runner.invoke(app, words, prog_name="metadropout")
+    assert told.stderr == ""
+    assert told.stdout.split() == here.output.split()
+
+
+def test_the_version(run):
+    told = run("--version")
+    assert told.exit_code == 0 and told.output == f"metadropout_nb {__version__}\n"
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bfloat16")
+def test_bfloat16_is_another_run(run, tmp_path):
+    words = ["compare", *TINY, "--seeds", 1, "--arm", "none", "--out", "here"]
+    for more in ([], ["--bfloat16"]):
+        told = run(*words, *more)
+        assert told.exit_code == 0, told.output
+    plain, half = sorted(load_results("here"), key=lambda one: one["run"]["bfloat16"])
+    assert (plain["run"]["bfloat16"], half["run"]["bfloat16"]) == (False, True)
+    assert plain["losses"] != half["losses"]
+
+
+@pytest.mark.filterwarnings("ignore:this processor has no bfloat16")
+def test_a_learner_is_tested_in_the_precision_of_its_training(run, tmp_path):
+    words = ["--learner", "proto", "--size", 16, "--tasks", 16, "--threads", 1]
+    assert run("train", *words, "--out", "mine", "--bfloat16").exit_code == 0
+    assert load_learner("mine")[1].bfloat16
+
+    def losses(*more):
+        assert run("evaluate", "mine", "--test-tasks", 3, *more).exit_code == 0
+        return json.loads((tmp_path / "mine/evaluation.json").read_text())["losses"]
+
+    assert losses() == losses("--bfloat16") != losses("--no-bfloat16")
+
+
 def test_help_teaches(run):
     assert "--data omniglot" in run("compare", "--help").output
     assert all(
@@ -300,19 +367,19 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
         "--tasks",
         "216",
     ]
-    save = training._save_checkpoint
+    save = long_runs.save_checkpoint
 
     def save_and_break(*arguments):
         save(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "_save_checkpoint", save_and_break)
+    monkeypatch.setattr(long_runs, "save_checkpoint", save_and_break)
     broken = run(*words)
     assert broken.exit_code == 130
     assert [path.name for path in (tmp_path / "made").iterdir()] == [
         "checkpoint.safetensors"
     ]
-    monkeypatch.setattr(training, "_save_checkpoint", save)
+    monkeypatch.setattr(long_runs, "save_checkpoint", save)
     assert run(*words).exit_code == 0
     assert run(*words[:2], "whole", *words[3:]).exit_code == 0
     made, whole = (

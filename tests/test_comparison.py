@@ -25,6 +25,7 @@ from metadropout_nb.comparison import (
     corrected_p_values,
     group_results,
     missing_rows,
+    over_learners,
     paired_differences,
     planned_runs,
     rank_learners,
@@ -32,9 +33,12 @@ from metadropout_nb.comparison import (
     spread_changes,
 )
 from metadropout_nb.intervals import (
+    MARGIN,
     VarianceComponents,
     crossed_interval,
+    equivalence,
     simulate_matrices,
+    standard_error,
     variance_components,
 )
 from metadropout_nb.runs import Run, load_results
@@ -230,7 +234,7 @@ def main(stored):
 
 
 def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
-    "The arm's own results, moved until the mean difference is -3 or +3 points, or none."
+    "An arm's own results, moved until the mean difference is -3 or +3 points, or none."
     tried = 0
     for d in main.differences:
         if len(d.seeds) < 8:
@@ -573,46 +577,83 @@ def test_one_seed_does_not_stretch_the_figure_of_the_claims():
 
 
 def test_the_plan_grows_with_the_width_and_not_with_the_sign():
-    def finished(mean, sd, seeds=10):
-        rng = np.random.default_rng(0)
-        meta = 0.8 + mean + sd * rng.normal(size=(30, 1)) + np.zeros((30, 1000))
-        results = [
-            result("eb", "none", s, (0.8,) * 1000, data="omniglot")
+    few = {"data": "omniglot", "train_classes": 30}
+
+    def finished(mean, sd, seeds=12, arm="meta", baseline="none"):
+        "Results of two arms whose difference has this mean and this sd over seeds."
+        noise = sd * np.array([[1.0], [-1.0]] * 14)
+        better = 0.8 + mean + noise + np.zeros((28, 1000))
+        return [
+            result("eb", name, 100 + s, tuple(values), **few)
             for s in range(seeds)
-        ]
-        return results + [
-            result("eb", "meta", s, tuple(meta[s]), data="omniglot")
-            for s in range(seeds)
+            for name, values in ((baseline, [0.8] * 1000), (arm, better[s]))
         ]
 
     def wanted(results):
         runs = planned_runs(results)
         assert len({run.name for run in runs}) == len(runs)
-        return (
-            max(
-                r.seed
-                for r in runs
-                if (r.learner, r.arm, Protocol.of(r))
-                == ("eb", "meta", Protocol.of(main))
-            )
-            + 1
-        )
+        mine = [r for r in runs if (r.learner, r.arm, r.dose) == ("eb", "meta", 1)]
+        settings = Protocol.of(Run(**few))
+        seeds = [r.seed for r in mine if Protocol.of(r) == settings]
+        assert seeds == list(range(100, 100 + len(seeds)))
+        return len(seeds)
 
-    main = Run(data="omniglot")
-    assert wanted([]) == 10 and wanted(finished(0, 0.005)) == 10
-    assert wanted(finished(0.03, 0.03)) == wanted(finished(-0.03, 0.03)) == 15
-    assert wanted(finished(0, 0.03, seeds=9)) == 10, "the first look is at ten"
-    assert wanted(finished(0, 0.1, seeds=30)) == 30
+    assert wanted([]) == 12 and wanted(finished(0, 0.01)) == 12
+    assert wanted(finished(0.04, 0.032)) == wanted(finished(-0.04, 0.032)) == 16
+    assert wanted(finished(0, 0.032, seeds=11)) == 12, "the first look is at twelve"
+    assert wanted(finished(0, 0.1, seeds=28)) == 28, "the most"
+    shared = {"arm": "meta", "baseline": "standard"}
+    assert wanted(finished(0, 0.024, **shared)) == 16, "1.5 points are wanted there"
+    assert wanted(finished(0, 0.02, **shared)) == 12
+
+
+def test_the_plan_begins_with_few_characters_and_uses_fresh_seeds():
+    runs = planned_runs()
+    assert min(run.seed for run in runs) == 100
+    assert [run.train_classes for run in runs[:144]] == [30] * 144
+    first = [(run.learner, run.arm) for run in runs[:4]]
+    assert first == [("proto", arm) for arm in ("none", "standard", "separate", "meta")]
 
 
 def test_what_is_missing_is_named():
-    run = Run("proto", "none", 0, "omniglot")
+    run = Run("proto", "none", 100, "omniglot", train_classes=30)
     accuracies = (0.5,) * run.test_tasks
-    rows = missing_rows([result("proto", "none", 0, accuracies, data="omniglot")])
-    assert rows[0]["learner"] == "proto" and rows[0]["finished"] == "1 of 10"
-    assert any(
-        "105x105" in row["protocol"] and row["finished"] == "0 of 2" for row in rows
-    )
+    there = result("proto", "none", 100, accuracies, data="omniglot", train_classes=30)
+    rows = missing_rows([there])
+    assert rows[0]["learner"] == "proto" and rows[0]["finished"] == "1 of 12"
+    large = [row for row in rows if "105x105" in row["protocol"]]
+    assert large and all(row["finished"] == "0 of 3" for row in large)
+
+
+def test_the_equivalence_test_asks_for_the_margin():
+    rng = np.random.default_rng(0)
+    noise = 0.004 * rng.normal(size=(12, 1)) + np.zeros((12, 50))
+    inside, outside = noise - noise.mean() + 0.002, noise - noise.mean() + 0.02
+    assert equivalence(inside, 9) < 0.05 < 0.5 < equivalence(outside, 9)
+    at_the_edge = noise - noise.mean() + MARGIN
+    assert equivalence(at_the_edge, 9) == pytest.approx(0.5)
+    assert np.isnan(equivalence(inside[:1], 9)) and equivalence(0 * noise) == 0
+    error, df = standard_error(inside)
+    half = stats.t.ppf(0.95, min(df, 9)) * error
+    edge = np.full_like(inside, MARGIN - half) + inside - inside.mean()
+    assert equivalence(edge, 9) == pytest.approx(0.05, abs=1e-6)
+
+
+def test_the_mean_over_learners_weighs_them_equally_over_common_seeds():
+    def of(learner, seeds, value, arm="meta"):
+        matrix = np.array([[value + seed, value - seed] for seed in seeds], float)
+        return Difference(learner, arm, "none", seeds, matrix)
+
+    mean = over_learners([of("eb", (1, 2, 3), 0.1), of("proto", (2, 3, 4), 0.3)])
+    assert mean.seeds == (2, 3) and mean.mean == pytest.approx(0.2)
+    assert mean.matrix[0] == pytest.approx([2.2, -1.8])
+    for wrong in (
+        [of("eb", (1,), 0.1), of("eb", (1,), 0.3)],
+        [of("eb", (1,), 0.1), of("proto", (2,), 0.3)],
+        [of("eb", (1,), 0.1), of("proto", (1,), 0.3, "standard")],
+    ):
+        with pytest.raises(ValueError, match="mean over|in common"):
+            over_learners(wrong)
 
 
 def test_protocols_do_not_mix():

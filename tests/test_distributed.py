@@ -1,4 +1,4 @@
-"""A meta-batch shared out over two processes by PyTorch's launcher is the same meta-batch."""
+"""A meta-batch that two processes share out is the same meta-batch."""
 
 import signal
 import subprocess

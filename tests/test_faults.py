@@ -1,4 +1,4 @@
-"""Full disks, closed folders, damaged files, kill -9: a clear error, and nothing lost."""
+"""Full disks, closed folders, damaged files, kill -9: clear errors, nothing lost."""
 
 import json
 import os

@@ -85,7 +85,7 @@ def test_simpler_intervals_raise_more():
 
 
 def test_looks_are_paid_for():
-    "Seeds added until the interval is narrow: too many alarms, but for the first look's t."
+    "Seeds added until the interval is narrow raise alarms, but for the first look's t."
     nulls = simulate_matrices(20_000, 30, 2, VarianceComponents(0.02**2, 0, 0), seed=3)
     alarms = {}
     for max_df in (np.inf, FIRST_LOOK - 1):

@@ -260,18 +260,20 @@ def test_settings_that_cannot_be(arguments, message):
         MAML(**arguments)
 
 
-def test_a_diverging_inner_loop_is_named(tasks):
+def test_a_diverging_inner_loop_is_named(tasks, monkeypatch):
     learner = build(inner_lr=1e38, inner_steps=3, dropout="none").float()
-    with pytest.raises(
-        FloatingPointError, match=r"training task 4 is not finite at inner step 1"
-    ):
+    batch = tasks.support_x, tasks.support_y, tasks.query_x
+    named = r"inner loss of training task 4 is not finite at inner step 1"
+    with pytest.raises(FloatingPointError, match=named):
         learner.network.seed_masks(0, next_task=4)
-        learner(tasks.support_x, tasks.support_y, tasks.query_x)
-    with pytest.raises(
-        FloatingPointError, match=r"task 0 of this batch is not finite at inner step 1"
-    ):
-        learner.eval()(tasks.support_x, tasks.support_y, tasks.query_x)
-    with pytest.raises(
-        FloatingPointError, match="begins with test task 0.*inner step 1"
-    ):
+        learner(*batch)
+    with pytest.raises(FloatingPointError, match=r"inner loss is not .* step 1"):
+        learner.eval()(*batch)
+    named = "begins with test task 0.*inner step 1"
+    with pytest.raises(FloatingPointError, match=named):
         evaluate(learner, tasks)
+    monkeypatch.setattr(MAML, "together", property(lambda learner: True))
+    batch[0][2] = torch.nan  # in task 2 alone
+    learner.inner_lr.fill_(0.1)
+    with pytest.raises(FloatingPointError, match=r"task 2 of this batch .* step 0"):
+        learner(*batch)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from metadropout_nb.meta_dropout import ARMS, MetaDropout, draw_mask, seed_masks, sites
@@ -18,6 +19,11 @@ def check_applied_in_train_mode(layer):
     x = torch.ones(SHAPE)
     dropped = (started(layer)(x) == 0).float().mean()
     assert abs(dropped - layer.p) < 0.1, "the rate is the rate asked for"
+
+
+def check_shape_stays(layer):
+    x = torch.ones(SHAPE)
+    assert started(layer)(x).shape == x.shape
 
 
 def check_same_task_same_mask(layer):
@@ -85,6 +91,17 @@ class AppliedInEval(MetaDropout):
     active = True
 
 
+class NewMaskInEval(MetaDropout):
+    def forward(self, x, query=False):
+        return super().forward(x, query) if self.training else F.dropout(x, self.p)
+
+
+class ExtraTaskAxis(MetaDropout):
+    def forward(self, x, query=False):
+        y = super().forward(x, query)
+        return y if y.dim() == 5 else y[None]
+
+
 class NewMaskEachCall(MetaDropout):
     def forward(self, x, query=False):
         self.reset_mask(x.shape, x.device)
@@ -129,6 +146,8 @@ def test_meta_dropout_passes(check):
         (NeverApplied, check_applied_in_train_mode),
         (NeverApplied, check_next_task_has_another),
         (AppliedInEval, check_off_in_eval),
+        (NewMaskInEval, check_off_in_eval),
+        (ExtraTaskAxis, check_shape_stays),
         (NewMaskEachCall, check_same_task_same_mask),
         (NewMaskEachCall, check_support_and_query_share_it),
         (MaskPerSample, check_samples_share_it),

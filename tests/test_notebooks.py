@@ -176,7 +176,7 @@ def test_module_is_what_the_notebooks_export(tmp_path):
         ["cp", "-r", ROOT / "nbs", ROOT / "metadropout_nb", tmp_path], check=True
     )
     for file in (tmp_path / "metadropout_nb").glob("*.py"):
-        if file.name != "__init__.py":
+        if file.name not in ("__init__.py", "__main__.py"):
             file.unlink()
     env = {name: value for name, value in os.environ.items() if name != "IN_TEST"}
     subprocess.run(

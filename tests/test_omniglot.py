@@ -427,6 +427,12 @@ class TestLoadFolder:
 
 
 class TestGlyphs:
+    def test_a_curve_joins_its_ends_and_moves_with_its_control_points(self):
+        control = np.random.default_rng(0).random((4, 2))
+        curve = omniglot._curve(control)
+        assert np.allclose(curve[[0, -1]], control[[0, 3]])
+        assert np.allclose(omniglot._curve(control + 1), curve + 1)
+
     def test_seeded_and_independent_of_their_number(self):
         few, many = glyphs(2, 3, size=20), glyphs(5, 3, size=20)
         assert torch.equal(few.images, many.images[:2])

@@ -1,4 +1,4 @@
-"""What must hold for every mask, task, folder and interval, tried on many: the same ones every time."""
+"""What must hold for every mask, task, folder and interval, tried on many."""
 
 import struct
 import tempfile
@@ -146,7 +146,9 @@ def test_a_batch_has_the_masks_of_its_tasks_one_at_a_time(layer, shape, batch, t
 @settings(max_examples=30)
 @given(layers(p=0.5, whole_channels=False), indices)
 def test_who_shares_a_mask_with_whom(layer, task):
-    "Two support and two query samples of one task, and each again: equal within groups, independent between them."
+    """Two support and two query samples of one task, and each of them again.
+
+    Equal within groups, independent between them."""
     x = torch.ones(2, 8, 12, 12)
     layer.reset_mask(x.shape, task=task)
     passes = {
@@ -328,7 +330,7 @@ def write(tree: dict[str, File], root: Path) -> None:
 
 
 def what_it_holds(tree: dict[str, File]) -> dict[str, list[np.ndarray]] | None:
-    "Pixels by class in the order of their names; None where the tree is not one that can be loaded."
+    "Pixels by class in the order of their names; None where nothing can be loaded."
     drawings = {
         name: file.pixels
         for name, file in tree.items()
@@ -458,7 +460,7 @@ def test_a_zip_gives_what_its_folder_gives(tree):
 def about_95_percent(
     interval_low, interval_high, truth: float, off: float = 0.0
 ) -> bool:
-    "Whether the truth is covered as often as it should be, up to four standard errors of the simulation (and `off`)."
+    "Whether the truth is covered 19 times in 20, up to 4 standard errors (and `off`)."
     share = np.mean((interval_low <= truth) & (truth <= interval_high))
     return abs(share - 0.95) < off + 4 * np.sqrt(0.05 * 0.95 / len(interval_low))
 

@@ -62,7 +62,7 @@ def gaps(tasks, learner, reference):
     assert max(w.abs().max() for w in wanted) > 1e-3
     pairs = zip(gradient, wanted, strict=True)
     return (
-        float((found - expected).abs().max()),
+        (found - expected).abs().max().item(),
         float(max((g - w).abs().max() for g, w in pairs)),
     )
 

@@ -89,6 +89,13 @@ def test_task_i_depends_on_seed_and_i_alone(numbered):
     assert torch.equal(parts.sample(2).support, all_at_once[4:].support)
 
 
+def test_more_queries_leave_classes_and_support_as_they_are(numbered):
+    few, more = (TaskSampler(numbered, n_query=n, seed=7).sample(20) for n in (2, 5))
+    assert torch.equal(few.classes, more.classes)
+    assert torch.equal(few.support, more.support)
+    assert torch.equal(few.support_y, more.support_y)
+
+
 def test_one_task_has_no_leading_dimension(many):
     assert many[3].support_x.shape == (10, 1, 2, 2) and many[2:4].query_x.shape == (
         2,
