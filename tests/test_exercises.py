@@ -18,7 +18,8 @@ def wrong_answers():
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         for name, answers in module.WRONG.items():
-            yield from (pytest.param(name, a, id=f"{name}-{a.__name__}") for a in answers)
+            for answer in answers:
+                yield pytest.param(name, answer, id=f"{name}-{answer.__name__}")
 
 
 WRONG = list(wrong_answers())

@@ -1,4 +1,4 @@
-"""The picture that goes with a shared link: `python nbs/images/card.py` writes nbs/card.png."""
+"""Draw the picture that goes with a shared link, nbs/card.png."""
 
 from pathlib import Path
 
