@@ -209,7 +209,8 @@ def on_a_cpu(words: argparse.Namespace) -> None:
     report = json.loads(words.out.read_text()) if words.out.exists() else {}
     report |= {"threads": words.threads, "torch": torch.__version__}
     if "speed" in words.only:
-        report |= {"matmul_flops": matmul_rate(words.threads), "comparisons": []}
+        report |= {"rounds": words.rounds, "comparisons": []}
+        report["matmul_flops"] = matmul_rate(words.threads)
         for size in words.sizes:
             for learner in words.learners:
                 for what in ("train", "test"):

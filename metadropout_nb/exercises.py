@@ -7,7 +7,9 @@ __all__ = ['CHECKERS', 'NotYet', 'checker', 'check', 'require', 'as_tensor', 'me
            'accuracy_of', 'forgiving_ruler', 'disc', 'one_size', 'harder_handwriting', 'count_tasks', 'deal',
            'one_alphabet', 'share_out', 'by_pixels', 'hardest_task', 'rate_from_share', 'one_mask', 'channel_masks',
            'which_arm', 'another_mask', 'linear_inputs', 'masked_maximum', 'find_the_leak', 'norm_without_loop',
-           'another_place']
+           'another_place', 'similarity_matrix', 'numbers_that_learn', 'missing_term', 'narrow_ruler', 'ruler_or_not',
+           'numbers_written', 'renamed_classifier', 'other_ways', 'class_maxima', 'more_shots', 'guessing',
+           'tasks_needed', 'cosine_learner', 'paired_interval', 'differences_by_seed']
 
 # %% ../nbs/exercises.ipynb #056cabe9
 from collections.abc import Callable
@@ -569,3 +571,337 @@ def another_place(answer: Callable[..., Any]) -> str:
     text = f"mean {plain:.3f} without dropout, {pooled:.3f} before the pool, {mean:.3f} yours"
     require(abs(mean - plain) < 0.5 * abs(pooled - plain), text)
     return text
+
+# %% ../nbs/exercises.ipynb #3318e6f8
+from .comparison import LEARNERS
+from .eb_meta_network import MetaLearner as SimilarityHead
+
+# %% ../nbs/exercises.ipynb #0fe02743
+@checker("06.1")
+def similarity_matrix(answer: Callable[..., Any]) -> str:
+    "The matrix by which a head compares, against its logits."
+    torch.manual_seed(1)
+    head = SimilarityHead(6, 9, 2)
+    S = as_tensor(answer(head), (6, 6)).float()
+    query, support = torch.randn(4, 6), torch.randn(2, 6)
+    with torch.no_grad():
+        logits = head(support, torch.arange(2), query)
+    gap = float((query @ S @ support.T - logits).abs().max())
+    require(
+        gap < 1e-4,
+        f"h_q @ S @ h_c should be the logit where e is 0; it is off by up to {gap:.2f}",
+    )
+    return "queries from the left, class means from the right"
+
+# %% ../nbs/exercises.ipynb #2c75b630
+@checker("06.2")
+def numbers_that_learn(answer: Callable[..., Any]) -> str:
+    "How many numbers have any influence."
+    for dim, hidden in ((64, 128), (6, 9)):
+        head = SimilarityHead(dim, hidden, 3)
+        found = answer(head)
+        require(
+            found == 2 * dim * hidden,
+            f"of a head with embedding_dim {dim} and hidden_dim {hidden} you return "
+            f"{found}; which of U, V and e appear in the difference of two logits of "
+            "one query?",
+        )
+    head = SimilarityHead()
+    total = sum(p.numel() for p in head.parameters())
+    return f"{answer(head):,} of {total:,}"
+
+# %% ../nbs/exercises.ipynb #65d38ad2
+@checker("06.3")
+def missing_term(answer: Callable[..., Any]) -> str:
+    "A similarity with the length of the class means, against distances."
+    torch.manual_seed(2)
+    for n_way, dim in ((4, 8), (5, 3)):
+        queries, means = torch.randn(20, dim), torch.randn(n_way, dim)
+        expected = (-(queries[:, None] - means).square().sum(-1)).softmax(-1)
+        logits = as_tensor(answer(queries, means), (20, n_way))
+        gap = float((logits.softmax(-1) - expected).abs().max())
+        require(
+            gap < 1e-4,
+            f"the probabilities differ by {gap:.2f} from those of the prototypical "
+            "network",
+        )
+    return "the prototypical network, as a similarity"
+
+# %% ../nbs/exercises.ipynb #f631e4ab
+@checker("06.4")
+def narrow_ruler(answer: Callable[..., Any]) -> str:
+    "The smallest hidden_dim for S = 2I, and its matrices."
+    hidden, U, V = answer()
+    require(isinstance(hidden, int), f"expected a whole number, got {hidden!r}")
+    U, V = as_tensor(U, (hidden, 64)), as_tensor(V, (hidden, 64))
+    gap = float((V.T @ U - 2 * torch.eye(64)).abs().max())
+    require(gap < 1e-5, f"V.T @ U differs from 2I by up to {gap:.2f}")
+    require(hidden == 64, f"hidden_dim {hidden} is enough, but a smaller one is too")
+    return "the rank of S is at most hidden_dim, and 2I has rank 64"
+
+# %% ../nbs/exercises.ipynb #f96c58e1
+@checker("06.5")
+def ruler_or_not(answer: Callable[..., Any]) -> str:
+    "Runs that can tell whether the learned ruler helps."
+    seeds: dict[str, set[int]] = {}
+    for learner, seed in answer():
+        require(
+            learner in LEARNERS,
+            f"no learner is called {learner!r}; there are {', '.join(LEARNERS)}",
+        )
+        seeds.setdefault(learner, set()).add(seed)
+    require(
+        {"proto", "eb"} <= {*seeds},
+        f"you run {', '.join(seeds) or 'nothing'}; the learned ruler should meet the "
+        "fixed one on the same network",
+    )
+    shared = set.intersection(*seeds.values())
+    require(
+        len(shared) >= 5,
+        f"all learners share {len(shared)} seeds; differences pair up only where they "
+        "share, and fewer than five are few",
+    )
+    return f"{len(shared)} seeds, and a difference for each"
+
+# %% ../nbs/exercises.ipynb #535a36d3
+from .original_meta_network import OriginalMetaNetwork
+from .style import DIVERGING
+
+# %% ../nbs/exercises.ipynb #212e87b8
+@checker("07.1")
+def numbers_written(answer: Callable[..., Any]) -> str:
+    "How many numbers are written for a task."
+    for dim, n_way, k_shot in ((64, 5, 1), (64, 20, 1), (32, 5, 5)):
+        found = answer(dim, n_way, k_shot)
+        require(
+            found == (dim + 1) * n_way,
+            f"for D, N, K = {dim}, {n_way}, {k_shot} you return {found}: try it on paper",
+        )
+    return "and shots do not matter"
+
+# %% ../nbs/exercises.ipynb #fe7ffed6
+@checker("07.2")
+def renamed_classifier(answer: Callable[..., Any]) -> str:
+    "W and b of the renamed task, drawn beside the right ones."
+    W, b = torch.arange(12.0).view(3, 4), torch.arange(4.0)
+    rename = torch.tensor([1, 2, 3, 0])
+    expected = torch.empty_like(W)
+    expected[:, rename] = W
+    pair = answer(W.clone(), b.clone(), rename)
+    require(
+        isinstance(pair, tuple) and len(pair) == 2, f"expected a pair W, b, got {pair}"
+    )
+    W_new, b_new = as_tensor(pair[0], (3, 4)), as_tensor(pair[1], (4,))
+    figure, axes = start_figure(4, 1.6, columns=2)
+    for axis, image, title in zip(
+        axes, (W_new, expected), ("your W", "expected"), strict=True
+    ):
+        axis.imshow(image.numpy(), cmap=DIVERGING)
+        axis.set(title=title, xticks=[], yticks=[], xlabel="column", ylabel="entry")
+    display(figure)
+    require(
+        torch.equal(W_new, expected.double()),
+        "old column c of W has to become new column rename[c], see the picture",
+    )
+    require(
+        torch.equal(b_new[rename], b.double()),
+        "W is right, but old entry c of b has to become new entry rename[c]",
+    )
+    return "each column goes where its class goes"
+
+# %% ../nbs/exercises.ipynb #d26c296d
+@checker("07.3")
+@torch.no_grad()
+def other_ways(answer: Callable[..., Any]) -> str:
+    "A learner for other ways with the same weights."
+    images = glyphs(12, n_drawings=4, size=16)
+    for n_way in (10, 3):
+        torch.manual_seed(0)
+        five = OriginalMetaNetwork(image_size=16, dropout="none").eval()
+        before = {name: value.clone() for name, value in five.state_dict().items()}
+        other = answer(five, n_way)
+        require(
+            other is not five
+            and five.num_classes == five.meta_learner.num_classes == 5,
+            "the old learner should stay as it is: return a new one",
+        )
+        require(not other.training, "the new learner is in train mode")
+        other_state = other.state_dict()
+        for name, value in before.items():
+            require(torch.equal(other_state[name], value), f"{name} is not what it was")
+        task = TaskSampler(images, n_way=n_way, n_query=2).sample(1)[0]
+        logits = other(task.support_x, task.support_y, task.query_x)
+        require(
+            logits.shape == (2 * n_way, n_way),
+            f"logits of a {n_way}-way task have shape {list(logits.shape)}",
+        )
+    return "10 ways and 3, with the weights of 5"
+
+# %% ../nbs/exercises.ipynb #1edef6f8
+@checker("07.4")
+def class_maxima(answer: Callable[..., Any]) -> str:
+    "Elementwise maxima of each class, for one task and for several."
+    generator = torch.Generator().manual_seed(0)
+    vectors = -torch.rand(4, 6, 3, generator=generator)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    orders = [torch.randperm(6, generator=generator) for _ in range(4)]
+    y = torch.stack([labels[order] for order in orders])
+    expected = torch.stack(
+        [
+            torch.stack([task[own == c].amax(0) for c in range(3)])
+            for task, own in zip(vectors, y, strict=True)
+        ]
+    )
+    one = as_tensor(answer(vectors[0], y[0], 3), (3, 3))
+    several = as_tensor(answer(vectors, y, 3), (4, 3, 3))
+    for found, right in ((one, expected[0]), (several, expected)):
+        require(
+            torch.equal(found, right.double()),
+            "other values: the classes have 3, 2 and 1 samples, in any order, and all "
+            "vectors are negative; do absent samples count as zero?",
+        )
+    return "for one task and for several"
+
+# %% ../nbs/exercises.ipynb #2752edf7
+@checker("07.5")
+def more_shots(answer: Callable[..., Any]) -> str:
+    "Spreads at one and five shots, for two arms."
+    found = answer()
+    require(
+        isinstance(found, dict) and {"meta", "standard"} <= {*found},
+        f"expected {{'meta': (a, b), 'standard': (c, d)}}, got {found}",
+    )
+    ratios = {}
+    for arm in ("meta", "standard"):
+        one, five = as_tensor([float(spread) for spread in found[arm]], (2,)).tolist()
+        require(
+            0 < one < float("inf") and 0 < five < float("inf"),
+            f"the spreads of {arm} are {one} and {five}; masks make them positive",
+        )
+        ratios[arm] = five / one
+    require(
+        ratios["standard"] < 0.9,
+        f"with a mask per sample the spread becomes {ratios['standard']:.2f} times as "
+        "large; a mean over five independent masks should be quieter than one",
+    )
+    said = ", ".join(f"{arm} {ratio:.2f}" for arm, ratio in ratios.items())
+    return f"five shots over one: {said}; independent samples give about {5**-0.5:.2f}"
+
+# %% ../nbs/exercises.ipynb #8541ec85
+from scipy import stats
+
+from .style import SEQUENTIAL
+from .training import Evaluation, PrototypicalNetwork
+
+# %% ../nbs/exercises.ipynb #c5a4aeca
+@checker("05.1")
+def guessing(answer: Callable[..., Any]) -> str:
+    "Accuracy and loss of a learner that knows nothing."
+    for n in (2, 5, 20):
+        found = answer(n)
+        require(
+            isinstance(found, tuple | list) and len(found) == 2,
+            f"return a pair, accuracy and loss; {n} ways gave {found!r}",
+        )
+        accuracy, loss = as_tensor(list(found), (2,)).tolist()
+        require(
+            abs(accuracy - 1 / n) < 1e-6,
+            f"the accuracy among {n} ways is not {accuracy:.3f}",
+        )
+        require(
+            abs(loss - np.log(n)) < 1e-4,
+            f"the loss among {n} ways is not {loss:.3f} nats",
+        )
+    return "one in N, and log N nats"
+
+# %% ../nbs/exercises.ipynb #6bd27e9f
+@checker("05.2")
+def tasks_needed(answer: Callable[..., Any]) -> str:
+    "How many test tasks an interval takes."
+    found = {}
+    for sd, half_width in ((0.10, 0.01), (0.10, 0.005), (0.12, 0.02)):
+        n = found[half_width] = answer(sd, half_width)
+        require(
+            n == np.ceil((1.96 * sd / half_width) ** 2),
+            f"sd {sd} and half-width {half_width} do not need {n} tasks",
+        )
+    return (
+        f"at an sd of 10 points, ± 1 point takes {found[0.01]} tasks, and "
+        f"± 0.5 points {found[0.005]}"
+    )
+
+# %% ../nbs/exercises.ipynb #d9c98578
+@checker("05.3")
+@torch.no_grad()
+def cosine_learner(answer: Callable[..., Any]) -> str:
+    "A `classify` by cosines, on one task and on a batch of two-shot tasks."
+    torch.manual_seed(0)
+    kind = type("Cosine", (PrototypicalNetwork,), {"classify": answer})
+    learner = kind(image_size=16, dropout="none").eval()
+    tasks = TaskSampler(glyphs(20, 6, size=16), k_shot=2, n_query=3).sample(3)
+    expected = []
+    for task in tasks:
+        h, q = learner.network(task.support_x), learner.network(task.query_x, True)
+        means = torch.stack([h[task.support_y == c].mean(0) for c in range(5)])
+        expected.append(10 * F.cosine_similarity(q[:, None], means, dim=-1))
+    wanted = torch.stack(expected).double()
+    task = tasks[0]
+    single = as_tensor(learner(task.support_x, task.support_y, task.query_x), (15, 5))
+    low, high = float(wanted[0].min()), float(wanted[0].max())
+    figure, axes = start_figure(4.5, 3, columns=2, sharey=True)
+    for axis, logits, title in zip(
+        axes, (single, wanted[0]), ("yours", "expected"), strict=True
+    ):
+        shown = axis.imshow(
+            logits.numpy(), aspect="auto", cmap=SEQUENTIAL, vmin=low, vmax=high
+        )
+        axis.set(title=title, xlabel="class", xticks=range(5))
+    axes[0].set_ylabel("query image")
+    figure.colorbar(shown, ax=axes, label="logit")
+    display(figure)
+    off = float((single - wanted[0]).abs().max())
+    require(off < 1e-3, f"the logits of a task are off by up to {off:.2f}")
+    batch = learner(tasks.support_x, tasks.support_y, tasks.query_x)
+    off = float((as_tensor(batch, (3, 15, 5)) - wanted).abs().max())
+    require(off < 1e-3, f"right for one task, off by up to {off:.2f} for a batch")
+    return "for one task and for a batch"
+
+# %% ../nbs/exercises.ipynb #02681fe5
+@checker("05.4")
+def paired_interval(answer: Callable[..., Any]) -> str:
+    "Mean and half-width of a difference, by pairs."
+    rng = np.random.default_rng(0)
+    hard = rng.normal(0.75, 0.1, 30)
+    a, b = hard + rng.normal(0, 0.03, 30), hard + 0.02 + rng.normal(0, 0.03, 30)
+    mean, half_width = as_tensor(list(answer(a, b)), (2,)).tolist()
+    expected = stats.t.ppf(0.975, 29) * (b - a).std(ddof=1) / 30**0.5
+    unpaired = 1.96 * np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 30)
+    require(
+        np.allclose([mean, half_width], [(b - a).mean(), expected], rtol=1e-3),
+        f"{mean:+.2%} ± {half_width:.2%} is not it; without pairs one would get "
+        f"± {unpaired:.2%}, and you can do better",
+    )
+    return f"{mean:+.2%} ± {half_width:.2%} with pairs; without, ± {unpaired:.2%}"
+
+# %% ../nbs/exercises.ipynb #71abaff9
+@checker("05.5")
+def differences_by_seed(answer: Callable[..., Any]) -> str:
+    "Differences of accuracy, one per seed, and what they allow to conclude."
+    differences = np.asarray(answer(), float)
+    require(
+        differences.ndim == 1
+        and len(differences) >= 3
+        and np.isfinite(differences).all()
+        and np.abs(differences).max() <= 1,
+        "return a list of at least three differences, as fractions, one per seed",
+    )
+    require(
+        np.ptp(differences) > 0,
+        "all differences are the same: was the setting used, and the seed?",
+    )
+    e = Evaluation(differences, np.zeros(len(differences)))
+    verdict = "excludes" if abs(e.accuracy) > e.ci95 else "contains"
+    return (
+        f"{len(differences)} seeds, {e.accuracy:+.1%} ± {e.ci95:.1%}; "
+        f"the interval {verdict} zero"
+    )
