@@ -237,6 +237,12 @@ def _stack(
                     f"{where}: images of mixed sizes, {first[0][0]} is {first[0][1].shape} and {file} is "
                     f"{image.shape} (height, width); bring them to one size first"
                 )
+    height, width = first[0][1].shape
+    if height != width:
+        raise ValueError(
+            f"{where}: the images are {height}x{width} (height, width), but networks "
+            "here take square ones"
+        )
     stacked = np.stack(
         [np.stack([image for _, image in images]) for images in drawings.values()]
     )
@@ -304,11 +310,6 @@ def load_folder(
         if n.suffix.lower() in (".png", ".jpg", ".jpeg")
     }
     characters = _read(classes, lambda name: (root / name).open("rb"), root)
-    height, width = characters.images.shape[-2:]
-    if height != width:
-        raise ValueError(
-            f"{root}: the images are {height}x{width} (height, width), but networks here take square ones"
-        )
     return (
         Characters(resize(characters.images, size), characters.names)
         if size
