@@ -76,6 +76,12 @@ class Learner(nn.Module):
         **settings: Any,  # of it
     ):
         super().__init__()
+        unused = settings.keys() - {"dropout_rates", "statistics"}
+        if network is not None and unused:
+            raise ValueError(
+                f"{', '.join(sorted(unused))} would be ignored: a network of your own is "
+                "built by you, with its own settings"
+            )
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.num_classes, self.embedding_dim = num_classes, embedding_dim

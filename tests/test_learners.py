@@ -442,3 +442,11 @@ def test_generated_classifier_is_the_formula():
         assert torch.allclose(W[:, c], head.weight_generator(r), atol=1e-6)
         assert torch.allclose(b[c], head.bias_generator(r)[0], atol=1e-6)
     assert torch.allclose(head(support, labels, query), query @ W + b)
+
+
+@pytest.mark.parametrize("kind", LEARNERS.values(), ids=LEARNERS)
+def test_settings_that_a_network_of_ones_own_would_ignore_are_refused(kind):
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(400, 64))
+    with pytest.raises(ValueError, match="image_size would be ignored"):
+        kind(network=network, image_size=20)
+    kind(network=network)
