@@ -83,7 +83,8 @@ class MAML(Learner):
     def together(self) -> bool:
         """Whether a batch of tasks runs through `vmap`: on a GPU, with held masks.
 
-        On a CPU the tasks gain nothing from each other's company."""
+        They stay in float32 there: `autocast` and `vmap` do not go together. On a CPU
+        the tasks gain nothing from each other's company."""
         ours = (
             isinstance(self.network, EmbeddingNetwork)
             and self.network.dropout != "standard"
@@ -183,9 +184,10 @@ class MAML(Learner):
                 logits, losses, statistics = self.adapt_and_classify(None, *inputs)
             else:
                 masks = self._held_masks(support_x)
-                logits, losses, statistics = vmap(self.adapt_and_classify)(
-                    masks, *inputs
-                )
+                with torch.autocast(support_x.device.type, enabled=False):
+                    logits, losses, statistics = vmap(self.adapt_and_classify)(
+                        masks, *inputs
+                    )
                 statistics = [(mean[:, 0], var[:, 0]) for mean, var in statistics]
         if self.training:
             for norm, (mean, var) in zip(self.norms, statistics, strict=True):

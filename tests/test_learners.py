@@ -97,6 +97,16 @@ def test_so_does_a_batch_through_vmap(arm, first_order, training, tasks, monkeyp
     assert max(gaps(MAML, tasks, training, **settings)) < 1e-10
 
 
+def test_a_batch_through_vmap_stays_in_float32(tasks, monkeypatch):
+    "Under autocast, batch norm inside `vmap` fails, as a GPU showed."
+    learner = build(MAML, dropout="meta")
+    monkeypatch.setattr(MAML, "together", property(lambda learner: True))
+    exact = learner(*inputs(tasks))
+    learner.network.next_task = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(learner(*inputs(tasks)), exact)
+
+
 def test_without_vmap_on_a_cpu_and_in_the_arm_standard(monkeypatch):
     assert not build(MAML).together
     on_gpu = type("GPU", (), {"type": "cuda"})
