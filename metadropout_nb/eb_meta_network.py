@@ -16,7 +16,8 @@ from .training import Learner, class_means
 
 # %% ../nbs/06_eb_meta_network.ipynb #e731020c
 class MetaLearner(nn.Module):
-    "Fast weights of classes, and a learned similarity of queries to them (the origin's form)."
+    """Fast weights of classes, and a learned similarity of queries to them (the
+    origin's form)."""
 
     def __init__(
         self,

@@ -9,7 +9,10 @@ __all__ = ['CHECKERS', 'NotYet', 'checker', 'check', 'require', 'as_tensor', 'me
            'which_arm', 'another_mask', 'linear_inputs', 'masked_maximum', 'find_the_leak', 'norm_without_loop',
            'another_place', 'similarity_matrix', 'numbers_that_learn', 'missing_term', 'narrow_ruler', 'ruler_or_not',
            'numbers_written', 'renamed_classifier', 'other_ways', 'class_maxima', 'more_shots', 'guessing',
-           'tasks_needed', 'cosine_learner', 'paired_interval', 'differences_by_seed']
+           'tasks_needed', 'cosine_learner', 'paired_interval', 'differences_by_seed', 'half_width', 'paired_mean',
+           'crossed_resample', 'false_alarms', 'comparable_runs', 'after_k_steps', 'who_sees_whom',
+           'first_order_gradient', 'only_the_head', 'drawn_minus_held', 'read_interval', 'sd_of_a_gain', 'averaging',
+           'all_cosines', 'another_moment', 'updates', 'same_weights', 'header', 'more_ways', 'what_it_knows']
 
 # %% ../nbs/exercises.ipynb #056cabe9
 from collections.abc import Callable
@@ -905,3 +908,571 @@ def differences_by_seed(answer: Callable[..., Any]) -> str:
         f"{len(differences)} seeds, {e.accuracy:+.1%} ± {e.ci95:.1%}; "
         f"the interval {verdict} zero"
     )
+
+# %% ../nbs/exercises.ipynb #68de21df
+from .comparison import FEW, MAIN, Protocol, arm_label
+from metadropout_nb.intervals import (
+    LEAST_SEEDS,
+    VarianceComponents,
+    simulate_matrices,
+)
+from .style import ORANGE, SKY
+
+# %% ../nbs/exercises.ipynb #6db8e0a7
+@checker("09.1")
+def half_width(answer: Callable[..., Any]) -> str:
+    for sd, n in ((10.27, 200), (9.07, 50)):
+        found, expected = answer(sd, n), 1.96 * sd / n**0.5
+        require(
+            isinstance(found, int | float) and abs(found - expected) < 0.01,
+            f"sd {sd}, {n} tasks: you return {found!r}. How does the error of a mean "
+            "shrink with the number of tasks?",
+        )
+    return "the mean is known far better than the tasks are alike"
+
+
+@checker("09.2")
+def paired_mean(answer: Callable[..., Any]) -> str:
+    found = answer({0: 0.70, 1: 0.80, 3: 0.10}, {1: 0.82, 0: 0.74, 7: 0.99})
+    require(
+        isinstance(found, int | float) and abs(found - 0.03) < 1e-9,
+        f"two seeds are in both, with differences of 0.04 and 0.02; you return {found!r}",
+    )
+    return "a seed that one arm lacks is left out"
+
+
+@checker("09.3")
+def crossed_resample(answer: Callable[..., Any]) -> str:
+    parts = VarianceComponents(seeds=0.03**2, tasks=0.15**2, residual=0.02**2)
+    matrix = simulate_matrices(1, 20, 100, parts, seed=5)[0]
+    rng = np.random.default_rng(0)
+    means = np.array([answer(matrix, rng) for _ in range(1000)], dtype=float)
+    seeds, tasks = (rng.multinomial(n, [1 / n] * n, 1000) / n for n in matrix.shape)
+    expected = ((seeds @ matrix) * tasks).sum(1)
+    figure, axis = start_figure(5, 2)
+    axis.hist(100 * expected, 30, color=SKY, alpha=0.6, label="crossed")
+    axis.hist(
+        100 * means, 30, histtype="step", color=ORANGE, linewidth=2, label="yours"
+    )
+    axis.set(xlabel="mean of a resample (points)", yticks=[])
+    axis.legend(frameon=False)
+    display(figure)
+    ratio = means.std() / expected.std()
+    require(
+        0.9 < ratio < 1.1,
+        f"your means spread {ratio:.2f} times as much as they should: which of seeds "
+        "and tasks is not drawn anew, or drawn too often?",
+    )
+    require(
+        abs(means.mean() - matrix.mean()) < 0.2 * expected.std(),
+        "the means lie around another value than the mean of the matrix",
+    )
+    return "both directions move the mean"
+
+
+@checker("09.4")
+def false_alarms(answer: Callable[..., Any]) -> str:
+    for seeds in (5, 10):
+        share = answer(4000, seeds)
+        require(
+            isinstance(share, float) and 0.04 < share < 0.06,
+            f"{seeds} seeds: a share of {share!r}, where one in twenty is promised. Do "
+            f"you use the t factor of {seeds - 1} degrees of freedom, and ddof=1?",
+        )
+    return f"{share:.1%} false alarms"
+
+
+@checker("09.5")
+def comparable_runs(answer: Callable[..., Any]) -> str:
+    runs = answer()
+    protocols = {Protocol.of(run) for run in runs}
+    require(len(protocols) == 1, f"{len(protocols)} protocols: compare one at a time")
+    require(not protocols & {MAIN, FEW}, "this protocol has been run already")
+    seeds = {arm: {r.seed for r in runs if arm_label(r) == arm} for arm in ARMS}
+    for arm in ("none", "standard", "meta"):
+        shared = len(seeds[arm] & seeds["none"])
+        require(
+            shared >= LEAST_SEEDS, f"{arm}: {shared} seeds that none has too, not 5"
+        )
+    return "these can be compared: now `sweep(exercise_5(), 'runs')`"
+
+# %% ../nbs/exercises.ipynb #ch08imports
+import copy
+
+from .embedding_network import STATISTICS
+from .maml import MAML
+from .trained import pretrained
+from .training import evaluate
+
+# %% ../nbs/exercises.ipynb #ch08one00
+@checker("08.1")
+def after_k_steps(answer: Callable[..., Any]) -> str:
+    "The outer gradient after k inner steps on a quadratic loss."
+    H = torch.tensor([[3.0, 1.0], [1.0, 2.0]]).double()
+    v = torch.tensor([1.0, -2.0]).double()
+    for k in (1, 2, 5):
+        start = torch.ones(2).double().requires_grad_()
+        theta = start
+        for _ in range(k):  # on the inner loss theta.T H theta / 2
+            theta = theta - 0.2 * H @ theta
+        (expected,) = torch.autograd.grad(v @ theta, start)
+        found = as_tensor(answer(H, 0.2, k, v), (2,))
+        yours, wanted = ([round(x, 3) for x in g.tolist()] for g in (found, expected))
+        require(
+            torch.allclose(found, expected, atol=1e-10),
+            f"for k = {k} you return {yours}, and autograd finds {wanted}",
+        )
+    return "one factor per step"
+
+# %% ../nbs/exercises.ipynb #ch08two00
+@checker("08.2")
+@torch.no_grad()
+def who_sees_whom(answer: Callable[..., Any]) -> str:
+    "Statistics under which a query's logits depend on the other queries."
+    named = answer()
+    require(
+        isinstance(named, set | frozenset | list | tuple)
+        and len(named) > 0
+        and set(named) <= set(STATISTICS),
+        f"return a set of at least one of {', '.join(STATISTICS)}",
+    )
+    torch.manual_seed(0)
+    learner, moves = MAML(image_size=16, inner_lr=0.1).eval(), {}
+    network: Any = learner.network
+    tasks = TaskSampler(glyphs(20, 6, size=16), n_query=3).sample(2)
+    others = torch.cat([tasks[0].query_x[:1], tasks[1].query_x[1:]])
+    for kind in STATISTICS:
+        network.statistics = kind
+        own, other = (
+            learner(tasks[0].support_x, tasks[0].support_y, images)[0]
+            for images in (tasks[0].query_x, others)
+        )
+        moves[kind] = float((own - other).abs().max())
+    figure, axis = start_figure(4.5, 1.6)
+    colors = [BLUE if kind in named else GRAY for kind in moves]
+    axis.barh(list(moves), list(moves.values()), color=colors)
+    axis.set(xlabel="largest change of a logit; blue: your answer")
+    display(figure)
+    right = {kind for kind, move in moves.items() if move > 1e-3}
+    require(set(named) == right, "compare your names with the bars that are there")
+    return "only its own mean and variance make a query set a company"
+
+# %% ../nbs/exercises.ipynb #ch08three
+@checker("08.3")
+def first_order_gradient(answer: Callable[..., Any]) -> str:
+    "The first-order outer gradient of one task, in the arm `support`."
+    task = TaskSampler(glyphs(12, 6, size=16), n_way=3, n_query=2).sample(1)[0]
+    torch.manual_seed(0)
+    learner = MAML(3, 0.125, 1, dropout="support", image_size=16).double()
+    network: Any = learner.network
+    start, expected = learner.initial(), {}
+    for order, learner.first_order in (("first", True), ("full", False)):
+        network.next_task = 0
+        logits = learner(task.support_x.double(), task.support_y, task.query_x.double())
+        loss = F.cross_entropy(logits, task.query_y)
+        expected[order] = torch.autograd.grad(loss, list(start.values()))
+    network.next_task = 0
+    learner.start_tasks(task.support_x)  # with the same masks
+
+    def loss_of(
+        weights: dict[str, torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        query: bool = False,
+    ) -> torch.Tensor:
+        return F.cross_entropy(learner.logits(weights, images.double(), query), labels)
+
+    found = answer(loss_of, start, task)
+    require(
+        isinstance(found, dict) and found.keys() == start.keys(),
+        "return a dictionary with a gradient for every name in start",
+    )
+    first, full = (
+        max(
+            float((as_tensor(found[name], tuple(g.shape)) - g).abs().max())
+            for name, g in zip(start, gradients, strict=True)
+        )
+        for gradients in expected.values()
+    )
+    require(full > 1e-10, "this is the full gradient, second derivatives and all")
+    require(
+        first < 1e-10,
+        f"off by up to {first:.2f}: at which weights is the gradient taken, of which "
+        "images, and does the query pass know that it is one?",
+    )
+    return f"and up to {full:.2f} away from the full gradient"
+
+# %% ../nbs/exercises.ipynb #ch08four0
+@checker("08.4")
+def only_the_head(answer: Callable[..., Any]) -> str:
+    "A copy of a learner whose inner loop moves its head and nothing else."
+    learner: Any = pretrained("maml")[0]
+    rates, weights = learner.inner_lr.clone(), copy.deepcopy(learner.state_dict())
+    yours = answer(learner)
+    require(isinstance(yours, MAML), "return a learner")
+    tasks = TaskSampler(glyphs(40, 8, seed=1), n_query=5, seed=1).sample(20)
+
+    def moves(learner: MAML) -> dict[str, torch.Tensor]:
+        reached = learner.adapted(tasks[0].support_x, tasks[0].support_y)
+        return {
+            name: (reached[name] - p).detach() for name, p in learner.initial().items()
+        }
+
+    by_layer: dict[str, list[torch.Tensor]] = {}
+    for name, move in moves(yours).items():
+        layer = name.split(".")[-2]  # of a block: its convolution or its norm
+        if "blocks" in name:
+            layer = f"block {int(name.split('.')[2]) + 1}"
+        by_layer.setdefault(layer, []).append(move.flatten())
+    moved = {layer: float(torch.cat(parts).norm()) for layer, parts in by_layer.items()}
+    figure, axis = start_figure(5, 1.8)
+    axis.bar(list(moved), list(moved.values()), color=BLUE)
+    axis.set(ylabel="length of the move")
+    display(figure)
+    require(
+        all(move == 0 for layer, move in moved.items() if layer != "head"),
+        "other layers than the head move, see the picture",
+    )
+    require(moved["head"] > 0, "the head does not move")
+    state = learner.state_dict()
+    require(
+        yours is not learner
+        and torch.equal(learner.inner_lr, rates)
+        and all(torch.equal(state[name], w) for name, w in weights.items()),
+        "the learner that came in should stay as it was",
+    )
+    before, after = copy.deepcopy(learner), copy.deepcopy(yours)
+    before.inner_steps = after.inner_steps = 1
+    first, second = moves(before), moves(after)
+    require(
+        all(
+            torch.allclose(second[n], first[n]) for n in first if n.startswith("head.")
+        ),
+        "the head's first step should be what it was before",
+    )
+    whole, head = (evaluate(each, tasks).accuracy for each in (learner, yours))
+    return (
+        f"all layers give {whole:.1%} on {len(tasks)} tasks, the head alone {head:.1%}"
+    )
+
+# %% ../nbs/exercises.ipynb #ch08five0
+@checker("08.5")
+def drawn_minus_held(answer: Callable[..., Any]) -> str:
+    "Differences of query losses, one per task, and what they say."
+    found = answer()
+    differences = as_tensor(list(found), (len(found),))
+    require(
+        len(found) >= 5 and differences.isfinite().all(),
+        f"return at least five finite differences, one per task, not {len(found)}",
+    )
+    require(differences.std() > 0, "all are the same: were the tasks different ones?")
+    width = stats.t.ppf(0.975, len(found) - 1) * float(differences.std())
+    return (
+        f"drawn at each step minus held: {float(differences.mean()):+.3f} ± "
+        f"{width / len(found) ** 0.5:.3f} over {len(found)} tasks; in the text the "
+        "spread was over draws on one task, so which of them answers your question?"
+    )
+
+# %% ../nbs/exercises.ipynb #4c951bb7
+from .style import GREEN
+
+# %% ../nbs/exercises.ipynb #97cae89f
+@checker("10.1")
+def read_interval(answer: Callable[..., Any]) -> str:
+    cases = {
+        (0.7, 0.9): "supported",
+        (0.97, 0.99): "supported",
+        (1.1, 1.6): "contradicted",
+        (0.8, 1.2): "not shown",
+        (0.99, 1.4): "not shown",
+    }
+    said = {case: answer(*case) for case in cases}
+    figure, axis = start_figure(5, 2)
+    for y, (case, right) in enumerate(cases.items()):
+        color = GREEN if said[case] == right else ORANGE
+        axis.plot(case, (y, y), "-|", color=color, linewidth=2, markersize=10)
+        axis.text(1.7, y, str(said[case]), va="center", color=color)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set(xlim=(0.6, 2.2), ylim=(4.5, -0.5), yticks=[], xlabel="ratio")
+    display(figure)
+    for case, right in cases.items():
+        require(
+            said[case] == right,
+            f"{case[0]} to {case[1]} is {said[case]!r} to you: which of its ends lie "
+            "below 1?",
+        )
+    return "all five"
+
+
+@checker("10.2")
+def sd_of_a_gain(answer: Callable[..., Any]) -> str:
+    for before, after, sd in (
+        (0.75, 0.80, 0.10),
+        (0.8415, 0.8631, 0.1027),
+        (0.5, 0.6, 0.1),
+    ):
+        found = answer(before, after, sd)
+        expected = sd * after * (1 - after) / (before * (1 - before))
+        require(
+            isinstance(found, int | float) and abs(found / expected - 1) < 1e-3,
+            f"mean {before:.1%} to {after:.1%}, sd {sd:.2%}: you return {found!r}. By "
+            "how much does an accuracy m move if its log-odds move a little?",
+        )
+    return "a higher mean leaves less room"
+
+# %% ../nbs/exercises.ipynb #865b1589
+@checker("10.3")
+def averaging(answer: Callable[..., Any]) -> str:
+    rng, rhos = np.random.default_rng(0), np.linspace(0, 1, 6)
+    figure, axis = start_figure(4.5, 2.2)
+    for n, color in ((30, BLUE), (10, SKY)):
+        normal = lambda k: rng.normal(size=(20000, k))
+        parts = [rho**0.5 * normal(1) + (1 - rho) ** 0.5 * normal(n) for rho in rhos]
+        simulated = np.array([n * part.mean(1).var() for part in parts])
+        said = np.array([float(answer(n, rho)) for rho in rhos])
+        axis.plot(rhos, simulated, "o", color=color, label=f"simulated, n = {n}")
+        axis.plot(rhos, said, color=ORANGE)
+        off = np.abs(said / simulated - 1)
+        worst = int(off.argmax())
+        if off[worst] > 0.06:
+            break
+    axis.set(xlabel="correlation", ylabel="shared / independent")
+    axis.legend(frameon=False)
+    display(figure)
+    require(
+        off[worst] < 0.06,
+        f"n = {n}, correlation {rhos[worst]:.1f}: you say {said[worst]:.2f}, the "
+        f"simulation {simulated[worst]:.2f}. Check both ends, correlation 0 and 1",
+    )
+    return "the line goes through the points"
+
+# %% ../nbs/exercises.ipynb #ecb3893e
+@checker("10.4")
+def all_cosines(answer: Callable[..., Any]) -> str:
+    torch.manual_seed(0)
+    steps = 2 * torch.randn(1, 50) + torch.randn(5, 50) * torch.tensor(
+        [[1], [2], [3], [4], [9]]
+    )
+    steps[1] = -steps[1]
+    table = as_tensor(answer(steps), (5, 5))
+    figure, axis = start_figure(2.8, 2.2)
+    shown = axis.imshow(table.numpy(), cmap=DIVERGING, vmin=-1, vmax=1)
+    figure.colorbar(shown)
+    axis.set(xlabel="step", ylabel="step")
+    display(figure)
+    expected = F.cosine_similarity(steps[:, None], steps[None], dim=-1)
+    off = float((table - expected.double()).abs().max())
+    require(off < 1e-4, f"off by up to {off:.2f}: on the diagonal stand ones")
+    with_zero = as_tensor(answer(torch.cat([steps[:2], torch.zeros(1, 50)])), (3, 3))
+    sound = not with_zero[2].any() and not with_zero[:, 2].any()
+    require(sound, f"a gradient that is zero gets {with_zero[2].tolist()}, not zeros")
+    return "the second step goes back"
+
+
+@checker("10.5")
+def another_moment(answer: Callable[..., Any]) -> str:
+    found = answer()
+    names = ("untrained", "trained")
+    require(
+        isinstance(found, dict) and set(found) == set(names),
+        "return a dictionary with the keys 'untrained' and 'trained'",
+    )
+    pairs = {name: as_tensor(list(found[name]), (2,)).tolist() for name in names}
+    for name, pair in pairs.items():
+        require(
+            all(0 < value < float("inf") for value in pair),
+            f"{name}: {pair} are no spreads, which are positive numbers. Are masks drawn?",
+        )
+    require(
+        pairs["untrained"] != pairs["trained"],
+        "the untrained learner and the trained one cannot have the very same spreads",
+    )
+    require(
+        all(meta != standard for meta, standard in pairs.values()),
+        "equal to the last digit under meta and standard: did the arm change?",
+    )
+    ratios = [
+        f"{name} {meta / standard:.2f}" for name, (meta, standard) in pairs.items()
+    ]
+    return f"meta / standard: {', '.join(ratios)}"
+
+# %% ../nbs/exercises.ipynb #3063c172
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from .omniglot import Characters
+from .runs import Run, build_learner
+from .trained import save_learner
+
+# %% ../nbs/exercises.ipynb #f6b42766
+@checker("12.1")
+def updates(answer: Callable[..., Any]) -> str:
+    cases = {(2000, 16): 125, (2000, 4): 500, (7, 3): 3, (6, 3): 2, (2, 16): 1}
+    for (tasks, meta_batch), right in cases.items():
+        found = answer(tasks, meta_batch)
+        require(
+            found == right,
+            f"{tasks} tasks in meta-batches of {meta_batch}: you return {found!r}",
+        )
+    return "four times the updates"
+
+
+@checker("12.2")
+def same_weights(answer: Callable[..., Any]) -> str:
+    run = Run("proto", "none", size=16)
+    with tempfile.TemporaryDirectory() as name:
+        made = save_learner(build_learner(run), run, Path(name) / "it")
+        weights, about = made / "weights.safetensors", made / "learner.json"
+        require(answer(made) is True, "untouched, they are the same")
+        sound = weights.read_bytes()
+        weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+        require(answer(made) is False, "one bit is changed, and you did not see it")
+        weights.write_bytes(sound)
+        said = json.loads(about.read_text()) | {
+            "sha256": hashlib.sha256(b"").hexdigest()
+        }
+        about.write_text(json.dumps(said))
+        require(answer(made) is False, "learner.json is of another file")
+    return "one bit is enough"
+
+
+@checker("12.3")
+def header(answer: Callable[..., Any]) -> str:
+    run = Run("original", "none", size=16)
+    with tempfile.TemporaryDirectory() as name:
+        made = save_learner(build_learner(run), run, Path(name) / "it")
+        path = made / "weights.safetensors"
+        expected = {key: list(tensor.shape) for key, tensor in load_file(path).items()}
+        found = answer(path)
+    require(isinstance(found, dict), f"expected shapes by name, got {found!r}")
+    differ = sorted(set(expected) ^ set(found))
+    require(not differ, f"{len(differ)} names differ, such as {(differ or [''])[0]}")
+    wrong = [key for key in expected if list(found[key]) != expected[key]]
+    require(
+        not wrong, f"{len(wrong)} shapes differ, such as that of {(wrong or [''])[0]}"
+    )
+    return "nothing but bytes and JSON"
+
+# %% ../nbs/exercises.ipynb #05d5e6a2
+@checker("12.4")
+def more_ways(answer: Callable[..., Any]) -> str:
+    learner, made = pretrained("proto")
+    ways, accuracies = (2, 5, 20), []
+    for n_way in ways:
+        tasks = TaskSampler(glyphs(100), n_way=n_way, n_query=3).sample(8)
+        widened = answer(learner, made, n_way)
+        require(not widened.training, "it is in train mode: masks on, other statistics")
+        accuracies.append(evaluate(widened, tasks).accuracy)
+    figure, axis = start_figure(4, 2.2)
+    axis.plot(ways, [100 * accuracy for accuracy in accuracies], "o-", label="yours")
+    axis.plot(ways, [100 / n_way for n_way in ways], "k--", label="chance")
+    axis.set(xlabel="ways", ylabel="accuracy (%)", ylim=(0, 100), xticks=ways)
+    axis.legend()
+    display(figure)
+    require(
+        accuracies[-1] > 0.75,
+        f"{accuracies[-1]:.0%} at 20 ways: are these the trained weights?",
+    )
+    return "the same weights, whatever the ways"
+
+
+@checker("12.5")
+def what_it_knows(answer: Callable[..., Any]) -> str:
+    learner, _ = pretrained("proto")
+    given = glyphs(20, n_drawings=8)
+    kinds = answer(given)
+    require(
+        isinstance(kinds, dict)
+        and len(kinds) >= 2
+        and all(isinstance(images, Characters) for images in kinds.values()),
+        "return at least two kinds of images, a dictionary from name to Characters",
+    )
+    require(
+        len({images.images.float().sum().item() for images in kinds.values()}) > 1,
+        "all kinds hold the same images",
+    )
+    reports = {
+        name: evaluate(learner, TaskSampler(images, n_query=3).sample(10))
+        for name, images in kinds.items()
+    }
+    figure, axis = start_figure(5, 0.5 + 0.4 * len(kinds))
+    for name, report in reports.items():
+        axis.barh(name, 100 * report.accuracy, xerr=100 * report.ci95, color=SKY)
+    axis.axvline(20, color="black", linestyle="--")
+    axis.set(xlabel="accuracy (%), dashed: chance", xlim=(0, 100))
+    display(figure)
+    least = min(reports, key=lambda name: reports[name].accuracy)
+    return f"it knows least of: {least}. Why, do you think?"
+
+# %% ../nbs/exercises.ipynb #4a8efb85
+@checker("11.1")
+def _gap(answer: Callable[..., Any]) -> str:
+    for known, new in (([1.0, 0.9], [0.7, 0.6]), ([0.99] * 3, [0.8, 0.7, 0.75, 0.85])):
+        found, expected = answer(known, new), 100 * (np.mean(known) - np.mean(new))
+        require(
+            isinstance(found, int | float) and abs(found - expected) < 1e-6,
+            f"known {known}, new {new}: the gap is {expected:.2f}, you return {found!r}",
+        )
+    return "points, from means over seeds"
+
+
+@checker("11.2")
+def _words(answer: Callable[..., Any]) -> str:
+    cases = {
+        (0.2, 3.0, 1.0): "helps",
+        (-3.0, -0.1, 1.0): "hurts",
+        (-0.5, 0.9, 1.0): "no difference",
+        (-0.5, 1.2, 1.0): "undecided",
+        (-1.2, 0.5, 1.0): "undecided",
+        (0.1, 0.4, 1.0): "helps",
+    }
+    for case, expected in cases.items():
+        found = answer(*case)
+        told = f"from {case[0]} to {case[1]} at a margin of {case[2]}"
+        require(found == expected, f"{told} it is {expected!r}, you return {found!r}")
+    return "zero is asked about before the margin"
+
+
+@checker("11.3")
+def _subset(answer: Callable[..., Any]) -> str:
+    few, more = list(answer(5, 30, 964)), list(answer(5, 100, 964))
+    for seed in range(5):
+        drawn = list(answer(seed, 100, 964))
+        require(len(drawn) == len(set(drawn)) == 100, "100 drawn are not 100 different")
+    require(set(more) <= set(range(964)), "the numbers go from 0 to 963")
+    require(list(answer(5, 30, 964)) == few, "equal seeds should give equal lists")
+    require(list(answer(6, 30, 964)) != few, "another seed should give another list")
+    require(more[:30] == few, "the 30 should be the first of the 100")
+    require(max(few) > 500, "these look like the first characters, not random ones")
+    return "nested, random, and the same for every arm of a seed"
+
+
+@checker("11.4")
+def _six(answer: Callable[..., Any]) -> str:
+    rng = np.random.default_rng(0)
+    for mean, sd in ((0.0, 1.0), (1.0, 1.5), (-0.5, 2.0)):
+        drawn = rng.normal(mean, sd, (200_000, 6)) > 0
+        share = float((drawn.all(1) | ~drawn.any(1)).mean())
+        found = answer(mean, sd)
+        require(
+            isinstance(found, int | float) and abs(found - share) < 0.005,
+            f"mean {mean}, sd {sd}: {share:.3f} of 200,000 draws agree, not {found!r}",
+        )
+    return "six pairs agree by luck more often than one would think"
+
+
+@checker("11.5")
+def _dot(answer: Callable[..., Any]) -> str:
+    dot = answer()
+    there = isinstance(dot, dict) and {"gap", "gain", "seeds"} <= set(dot)
+    require(there, "three entries, please: gap, gain and seeds")
+    gap, gain, seeds = (dot[key] for key in ("gap", "gain", "seeds"))
+    require(-5 <= gap <= 100, f"a gap of {gap} points cannot be")
+    require(abs(gain) <= 100 and gain != 0, f"a gain of {gain} points looks made up")
+    enough = isinstance(seeds, int) and seeds >= 5
+    require(enough, "fewer than five seeds give no verdict")
+    return f"a gap of {gap} points, a gain of {gain}, over {seeds} seeds"

@@ -27,8 +27,8 @@ RATES = np.arange(16, dtype=np.float32) / 20  # 0 to 0.75
 def levels(
     key: tuple[int, ...],  # of the mask, as in `draw_mask`
     shape: tuple[int, ...],
-) -> np.ndarray:  # whole numbers from 0 to 15; an element is kept at `RATES[i]` where its number is at least i
-    "For each element, up to which rate it is kept."
+) -> np.ndarray:  # whole numbers from 0 to 15
+    "For each element, up to which rate it is kept: at `RATES[i]` if it is at least i."
     uniform = np.random.default_rng(key).random(shape, dtype=np.float32)
     return np.searchsorted(RATES, uniform, side="right") - 1
 
@@ -55,6 +55,24 @@ def _hex(values: np.ndarray, digits: int) -> str:
     return "".join(f"{value:0{digits}x}" for value in values.flatten().tolist())
 
 # %% ../nbs/explorer.ipynb #252a4cea
+def _block_data(
+    maps: np.ndarray,  # `[2, C, H, W]`, of the two drawings
+    masks: dict[str, np.ndarray],  # levels, each `[C, H, W]`
+    channels: int,
+) -> dict[str, Any]:
+    "The maps that vary most, and the masks of these."
+    chosen = maps.std((0, 2, 3)).argsort()[::-1][:channels]
+    shown = maps[:, chosen]
+    shades = (255 * shown / shown.max()).round().astype(int)
+    return {
+        "side": maps.shape[-1],
+        "channels": chosen.tolist(),
+        "largest": float(shown.max()),
+        "maps": [_hex(one, 2) for one in shades],
+        "masks": {name: _hex(field[chosen], 1) for name, field in masks.items()},
+    }
+
+# %% ../nbs/explorer.ipynb #48d48287
 def _task_data(
     network: EmbeddingNetwork, tasks: TaskBatch, t: int, channels: int
 ) -> dict[str, Any]:
@@ -65,8 +83,7 @@ def _task_data(
     drawings = torch.stack([task.support_x[0], task.query_x[other]])
     blocks = []
     for site, maps in enumerate(_maps(network, drawings)):
-        chosen = maps.std((0, 2, 3)).argsort()[::-1][:channels]
-        shown, shape = maps[:, chosen], maps.shape[1:]
+        shape = maps.shape[1:]
         queries = levels((0, t, site, 1, 0), (len(task.query_x), *shape))  # "standard"
         masks = {
             "support": levels((0, t, site, 0, 0), (1, *shape))[0],
@@ -74,41 +91,28 @@ def _task_data(
             "twin": queries[twin],
             "other": queries[other],
         }
-        blocks.append(
-            {
-                "side": shape[-1],
-                "channels": chosen.tolist(),
-                "largest": float(shown.max()),
-                "maps": [
-                    _hex((255 * one / shown.max()).round().astype(int), 2)
-                    for one in shown
-                ],
-                "masks": {
-                    name: _hex(field[chosen], 1) for name, field in masks.items()
-                },
-            }
-        )
-    return {
-        "drawings": [_hex((255 * one).round().int().numpy(), 2) for one in drawings],
-        "blocks": blocks,
-    }
+        blocks.append(_block_data(maps, masks, channels))
+    ink = [(255 * one).round().int().numpy() for one in drawings]
+    return {"drawings": [_hex(one, 2) for one in ink], "blocks": blocks}
 
 # %% ../nbs/explorer.ipynb #c5762e66
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Masks and feature maps</title>
-<style>
-:root { color-scheme: light; --ground: #fff; --ink: #1b1f23; --line: #8a9199; --mark: #0b5394; }
+_STYLE = """
+:root {
+  color-scheme: light;
+  --ground: #fff; --ink: #1b1f23; --line: #8a9199; --mark: #0b5394;
+}
 @media (prefers-color-scheme: dark) {
-  :root { color-scheme: dark; --ground: #1b1f23; --ink: #f0f2f4; --line: #7d858d; --mark: #8ec5ff; }
+  :root {
+    color-scheme: dark;
+    --ground: #1b1f23; --ink: #f0f2f4; --line: #7d858d; --mark: #8ec5ff;
+  }
 }
 * { box-sizing: border-box; }
 html { background: var(--ground); }
-body { margin: 0 auto; padding: 12px; max-width: 600px; color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-fieldset { margin: 0 0 8px; padding: 2px 10px 6px; border: 1px solid var(--line); border-radius: 6px; }
+body { margin: 0 auto; padding: 12px; max-width: 600px; color: var(--ink); }
+body { font: 15px/1.45 system-ui, sans-serif; }
+fieldset { margin: 0 0 8px; padding: 2px 10px 6px; }
+fieldset { border: 1px solid var(--line); border-radius: 6px; }
 fieldset label { display: inline-block; min-height: 26px; margin-right: 12px; }
 input { accent-color: var(--mark); margin: 0 4px 0 0; }
 input[type=radio] { width: 16px; height: 16px; vertical-align: -2px; }
@@ -118,17 +122,30 @@ input:focus-visible { outline: 3px solid var(--mark); outline-offset: 2px; }
 .pair fieldset { flex: 1 1 150px; }
 h2 { margin: 10px 0 3px; font-size: 15px; font-weight: 600; }
 .row { display: grid; grid-template-columns: repeat(COLUMNS, 1fr); gap: 5px; }
-canvas { width: 100%; display: block; background: #fff; border: 1px solid var(--line); image-rendering: pixelated; }
-.key { display: inline-block; width: 12px; height: 12px; background: DROPPED; border: 1px solid var(--line); }
+canvas { width: 100%; display: block; background: #fff; image-rendering: pixelated; }
+.key { display: inline-block; width: 12px; height: 12px; background: DROPPED; }
+canvas, .key { border: 1px solid var(--line); }
 #summary { margin: 12px 0 0; }
-</style>
+"""
+
+# %% ../nbs/explorer.ipynb #5e878475
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Masks and feature maps</title>
+<style>STYLE</style>
 </head>
 <body>
-<noscript><p>This figure needs scripts. Without them, here is one of its settings:</p>FALLBACK</noscript>
+<noscript>
+<p>This figure needs scripts. Without them, here is one of its settings:</p>FALLBACK
+</noscript>
 <form id="controls" hidden>
 <fieldset><legend>Arm</legend>ARMS</fieldset>
-<fieldset><legend><label for="rate">Dropout rate: <span id="shown-rate"></span></label></legend>
-<input type="range" id="rate" min="0" max="15" step="1" value="4"></fieldset>
+<fieldset>
+<legend><label for="rate">Dropout rate: <span id="shown-rate"></span></label></legend>
+<input type="range" id="rate" min="0" max="15" step="1" value="4">
+</fieldset>
 <div class="pair">
 <fieldset><legend>Block</legend>BLOCKS</fieldset>
 <fieldset><legend>Task</legend>TASKS</fieldset>
@@ -145,128 +162,173 @@ SCRIPT
 """
 
 # %% ../nbs/explorer.ipynb #0e64bc5f
-_SCRIPT = """
-const whose = {  // arm -> the mask of the support image, of the query with the same drawing, of the other query
-  none: [null, null, null], standard: ["support", "twin", "other"], meta: ["support", "support", "support"],
-  separate: ["support", "query", "query"], support: ["support", null, null],
+_READ = """
+// arm -> the mask of the support image, of the query with the same drawing,
+// of the other query
+const whose = {
+  none: [null, null, null],
+  standard: ["support", "twin", "other"],
+  meta: ["support", "support", "support"],
+  separate: ["support", "query", "query"],
+  support: ["support", null, null],
 };
-const titles = ["Support image", "Query, the same drawing", "Query, another drawing of the class"];
+const titles = ["Support image", "Query, the same drawing",
+  "Query, another drawing of the class"];
 const names = ["support", "twin", "other", "query"];  // in the order of their letters
+const form = document.getElementById("controls");
+const rows = document.getElementById("rows");
+
 const parse = (text, digits) => Uint8Array.from(
-  { length: text.length / digits }, (_, i) => parseInt(text.substr(i * digits, digits), 16));
-const form = document.getElementById("controls"), rows = document.getElementById("rows");
+  { length: text.length / digits },
+  (_, i) => parseInt(text.substr(i * digits, digits), 16));
 
 function masked(block, drawing, name, step) {
   const values = parse(block.maps[drawing], 2), rate = step / 20;
-  const kept = name === null ? null : parse(block.masks[name], 1).map((level) => level >= step ? 1 : 0);
+  const kept = name === null ? null
+    : parse(block.masks[name], 1).map((level) => level >= step ? 1 : 0);
   const scale = block.largest / 255 / (kept ? 1 - rate : 1);
-  return { values: Float32Array.from(values, (v, i) => kept && !kept[i] ? 0 : v * scale), kept };
+  const seen = (v, i) => kept && !kept[i] ? 0 : v * scale;
+  return { values: Float32Array.from(values, seen), kept };
 }
+"""
 
+# %% ../nbs/explorer.ipynb #58f3ed36
+_PAINT = """
 function paint(canvas, side, values, offset, largest, kept) {
   const context = canvas.getContext("2d"), image = context.createImageData(side, side);
   canvas.width = canvas.height = side;
   for (let i = 0; i < side * side; i++) {
     const v = Math.min(values[offset + i] / largest, 1);
-    const color = kept && !kept[offset + i] ? data.dropped : [255 - 247 * v, 255 - 207 * v, 255 - 148 * v];
+    const shade = [255 - 247 * v, 255 - 207 * v, 255 - 148 * v];
+    const color = kept && !kept[offset + i] ? data.dropped : shade;
     image.data.set([...color, 255], 4 * i);
   }
   context.putImageData(image, 0, 0);
+}
+
+function addCanvas(row, label, side, ...what) {
+  const canvas = document.createElement("canvas");
+  canvas.setAttribute("role", "img");
+  row.append(canvas);
+  if (!side) { canvas.style.visibility = "hidden"; return; }
+  paint(canvas, side, ...what);
+  canvas.setAttribute("aria-label", label);
 }
 
 function addRow(title, drawing, task, block, values, largest, kept) {
   const heading = document.createElement("h2"), row = document.createElement("div");
   heading.textContent = title;
   row.className = "row";
-  for (let column = 0; column <= block.channels.length; column++) {
-    const canvas = document.createElement("canvas");
-    canvas.setAttribute("role", "img");
-    row.append(canvas);
-    if (column > 0) {
-      paint(canvas, block.side, values, (column - 1) * block.side ** 2, largest, kept);
-      canvas.setAttribute("aria-label", `${title}: feature map ${block.channels[column - 1]}`);
-    } else if (drawing !== null) {
-      const ink = parse(task.drawings[drawing], 2), side = Math.sqrt(ink.length);
-      paint(canvas, side, ink, 0, 255, null);
-      canvas.setAttribute("aria-label", `${title}: the drawing`);
-    } else {
-      canvas.style.visibility = "hidden";
-    }
-  }
+  const ink = drawing === null ? [] : parse(task.drawings[drawing], 2);
+  addCanvas(row, `${title}: the drawing`, Math.sqrt(ink.length), ink, 0, 255, null);
+  block.channels.forEach((channel, i) => addCanvas(row,
+    `${title}: feature map ${channel}`, block.side, values, i * block.side ** 2,
+    largest, kept));
   rows.append(heading, row);
 }
+"""
 
+# %% ../nbs/explorer.ipynb #8f78ec8d
+_SHOW = """
 function show() {
-  const arm = form.elements.arm.value, step = Number(form.elements.rate.value);
-  const t = Number(form.elements.task.value), b = Number(form.elements.block.value);
-  const task = data.tasks[t], block = task.blocks[b], masks = step ? whose[arm] : whose.none;
+  const { arm, rate, task: { value: t }, block: { value: b } } = form.elements;
+  const step = Number(rate.value), told = (step / 20).toFixed(2);
+  const task = data.tasks[t], block = task.blocks[b];
+  const masks = step ? whose[arm.value] : whose.none;
   const seen = masks.map((name, i) => masked(block, i === 2 ? 1 : 0, name, step));
-  const letters = masks.map((name) => name === null ? "no mask" : "mask " + "ABCDEFGHIJKL"[4 * t + names.indexOf(name)]);
-  const difference = seen[0].values.map((value, i) => Math.abs(value - seen[1].values[i]));
+  const labels = masks.map((name, i) => titles[i] + ": " + (name === null ? "no mask"
+    : "mask " + "ABCDEFGHIJKL"[4 * t + names.indexOf(name)]));
   const largest = Math.max(...seen.flatMap((one) => [...one.values]));
-  const gap = Math.max(...difference), total = difference.length;
-  const dropped = seen.map((one) => one.kept ? one.kept.length - one.kept.reduce((sum, k) => sum + k, 0) : 0);
+  const add = (i, drawing) => addRow(
+    labels[i], drawing, task, block, seen[i].values, largest, seen[i].kept);
+  const gap = seen[0].values.map((value, i) => Math.abs(value - seen[1].values[i]));
   rows.replaceChildren();
-  for (const i of [0, 1]) addRow(`${titles[i]}: ${letters[i]}`, 0, task, block, seen[i].values, largest, seen[i].kept);
-  addRow("Difference of these two", null, task, block, difference, largest, null);
-  addRow(`${titles[2]}: ${letters[2]}`, 1, task, block, seen[2].values, largest, seen[2].kept);
-  const rate = (step / 20).toFixed(2);
-  document.getElementById("shown-rate").textContent = rate;
-  form.elements.rate.setAttribute("aria-valuetext", rate);
+  add(0, 0);
+  add(1, 0);
+  addRow("Difference of these two", null, task, block, gap, largest, null);
+  add(2, 1);
+  document.getElementById("shown-rate").textContent = told;
+  rate.setAttribute("aria-valuetext", told);
+  const dropped = seen.map((one) => one.kept ? one.kept.filter((k) => !k).length : 0);
   document.getElementById("summary").innerHTML =
-    `Arm <b>${arm}</b>, rate ${rate}, block ${b + 1}, task ${t + 1}. Orange <span class="key"></span> is dropped: ` +
-    `<span id="dropped">${dropped.join(", ")}</span> of the ${total.toLocaleString("en")} elements of each image. ` +
-    `Largest difference between the feature maps of the same drawing as support and as query: <b id="gap">${gap.toFixed(2)}</b>.`;
+    `Arm <b>${arm.value}</b>, rate ${told}, block ${+b + 1}, task ${+t + 1}. ` +
+    `Orange <span class="key"></span> is dropped: ` +
+    `<span id="dropped">${dropped.join(", ")}</span> of the ` +
+    `${gap.length.toLocaleString("en")} elements of each image. ` +
+    `Largest difference between the feature maps of the same drawing as support and ` +
+    `as query: <b id="gap">${Math.max(...gap).toFixed(2)}</b>.`;
 }
+"""
 
+# %% ../nbs/explorer.ipynb #afba46a8
+_START = """
 form.hidden = false;
 form.addEventListener("input", show);
 form.addEventListener("submit", (event) => event.preventDefault());
 show();
 if (window.frameElement) {  // as tall as what is in it
-  const fit = () => { window.frameElement.style.height = document.body.offsetHeight + "px"; };
+  const fit = () => {
+    window.frameElement.style.height = document.body.offsetHeight + "px";
+  };
   new ResizeObserver(fit).observe(document.body);
 }
 """
 
 # %% ../nbs/explorer.ipynb #c395e4d5
+def _radios(name: str, values: dict[str, str], chosen: str) -> str:
+    return "".join(
+        f'<label><input type="radio" name="{name}" value="{value}"'
+        f"{' checked' if value == chosen else ''}>{label}</label> "
+        for value, label in values.items()
+    )
+
+
+def _picture(figure: Figure) -> str:
+    png = BytesIO()
+    figure.savefig(png, dpi=60)
+    told = 'alt="Feature maps with dropped elements" width="100%"'
+    return (
+        f'<img {told} src="data:image/png;base64,{b64encode(png.getvalue()).decode()}">'
+    )
+
+# %% ../nbs/explorer.ipynb #f8012880
 def mask_explorer(
     network: EmbeddingNetwork,  # in eval mode
-    tasks: TaskBatch,  # up to three, with two queries a class or more
+    tasks: TaskBatch,  # up to three, with two queries per class or more
     fallback: Figure,  # shown where scripts are switched off
     channels: int = 4,  # feature maps shown
 ) -> str:  # HTML
-    "A page to choose arm, rate, block and task, and see masks and feature maps, as an HTML element."
-    if network.training or len(tasks) > 3:
+    "A page to choose arm, rate, block and task, and see what is masked, as an element."
+    n = len(tasks)
+    if network.training or n > 3:
         raise ValueError(
-            f"expected a network in eval mode and up to three tasks, got {len(tasks)}"
+            f"expected a network in eval mode and up to three tasks, got {n}"
         )
-    png = BytesIO()
-    fallback.savefig(png, dpi=60)
-    picture = f'<img alt="Feature maps with dropped elements" width="100%" src="data:image/png;base64,{b64encode(png.getvalue()).decode()}">'
-
-    def radios(name: str, values: dict[str, str], chosen: str) -> str:
-        return "".join(
-            f'<label><input type="radio" name="{name}" value="{value}"{" checked" if value == chosen else ""}>{label}</label> '
-            for value, label in values.items()
-        )
-
     data = {
         "dropped": [int(ORANGE[i : i + 2], 16) for i in (1, 3, 5)],
-        "tasks": [_task_data(network, tasks, t, channels) for t in range(len(tasks))],
+        "tasks": [_task_data(network, tasks, t, channels) for t in range(n)],
     }
     filled = {
+        "STYLE": _STYLE,
         "COLUMNS": str(channels + 1),
         "DROPPED": ORANGE,
-        "ARMS": radios("arm", {arm: arm for arm in ARM_COLORS}, "standard"),
-        "BLOCKS": radios("block", {str(b): str(b + 1) for b in range(3)}, "0"),
-        "TASKS": radios("task", {str(t): str(t + 1) for t in range(len(tasks))}, "0"),
-        "SCRIPT": _SCRIPT,
+        "ARMS": _radios("arm", {arm: arm for arm in ARM_COLORS}, "standard"),
+        "BLOCKS": _radios("block", {str(b): str(b + 1) for b in range(3)}, "0"),
+        "TASKS": _radios("task", {str(t): str(t + 1) for t in range(n)}, "0"),
+        "SCRIPT": _READ + _PAINT + _SHOW + _START,
         "DATA": json.dumps(data, separators=(",", ":")),
-        "FALLBACK": picture,
+        "FALLBACK": _picture(fallback),
     }
+    return _frame(filled)
+
+# %% ../nbs/explorer.ipynb #7536c6b4
+def _frame(filled: dict[str, str]) -> str:
     page = _PAGE
     for word, text in filled.items():
         page = page.replace(word, text)
-    frame = f'<iframe title="Masks and feature maps" style="width: 100%; height: 900px; border: 0" srcdoc="{html.escape(page)}"></iframe>'
-    return f"<div>{frame}</div>"
+    look = 'style="width: 100%; height: 900px; border: 0"'
+    srcdoc = html.escape(page)
+    return (
+        f'<div><iframe title="Masks and feature maps" {look} srcdoc="{srcdoc}">'
+        "</iframe></div>"
+    )

@@ -51,7 +51,8 @@ def t_interval(
 # %% ../nbs/a6_intervals.ipynb #a2e4557e
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Variances of the three parts of a matrix of seeds and tasks, in squared fractions.
+    """Variances of the three parts of a matrix of seeds and tasks, in squared
+    fractions.
 
     An estimate can fall below 0."""
 
@@ -77,7 +78,8 @@ def simulate_matrices(
     effect: float = 0.0,  # the mean that is planted
     seed: int = 0,
 ) -> np.ndarray:  # `[n, seeds, tasks]`
-    "Matrices of seeds and tasks with known effect and known variances; all parts normal."
+    """Matrices of seeds and tasks with known effect and known variances; all parts
+    normal."""
     rng = np.random.default_rng(seed)
     shapes = (n, seeds, 1), (n, 1, tasks), (n, seeds, tasks)
     parts = [
@@ -136,7 +138,8 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=8)
 def _weights(seeds: int, tasks: int, resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    "How often each seed and each task is drawn, as shares: `[resamples, seeds or tasks]`."
+    """How often each seed and each task is drawn, as shares: `[resamples, seeds or
+    tasks]`."""
     rng = np.random.default_rng(0)
     draw = lambda n: rng.multinomial(n, np.full(n, 1 / n), resamples) / n
     return draw(seeds), draw(tasks)
@@ -166,7 +169,8 @@ def crossed_interval(
     matrix: np.ndarray,  # `[..., seeds, tasks]`
     max_df: float = np.inf,  # most degrees of freedom of t; fewer: a wider interval
 ) -> Interval:  # for more than one matrix, of arrays `[...]`
-    "Interval of the mean by Student's t, for new seeds and new tasks. Infinite with one seed."
+    """Interval of the mean by Student's t, for new seeds and new tasks. Infinite with
+    one seed."""
     if matrix.shape[-2] < 2:
         return Interval(-np.inf, np.inf)
     error, df = standard_error(matrix)
@@ -185,9 +189,9 @@ LEAST_SEEDS = 5  # for a verdict
 def verdict(interval: Interval) -> str:
     """What an interval says.
 
-    "helps" or "hurts" if it lies wholly above or below 0; otherwise "no difference beyond
-    the margin" if it lies wholly within ±`MARGIN`; otherwise "undecided". An infinite
-    interval: "one seed only"."""
+    "helps" or "hurts" if it lies wholly above or below 0; otherwise "no difference
+    beyond the margin" if it lies wholly within ±`MARGIN`; otherwise "undecided". An
+    infinite interval: "one seed only"."""
     low, high = interval
     if not np.isfinite(high - low):
         return "one seed only"
@@ -204,7 +208,8 @@ def equivalence(
     matrix: np.ndarray,  # `[seeds, tasks]`
     max_df: float = np.inf,  # most degrees of freedom of Student's t
 ) -> float:
-    """p-value of two one-sided t-tests that the mean lies within ±`MARGIN` (Schuirmann, 1987).
+    """p-value of two one-sided t-tests that the mean lies within ±`MARGIN` (Schuirmann,
+    1987).
 
     Below .05, the 90 % interval lies inside the margin. Not a number with one seed."""
     if len(matrix) < 2:
@@ -219,10 +224,12 @@ def equivalence(
 def seeds_needed(
     sd: float,  # of paired differences from seed to seed
 ) -> int:
-    """The fewest seeds whose paired 95 % t-interval has a half-width of at most `MARGIN`.
+    """The fewest seeds whose paired 95 % t-interval has a half-width of at most
+    `MARGIN`.
 
-    `t` has no more degrees of freedom than at the first look, as in `Difference.interval`.
-    Raises `ValueError` for a standard deviation that is not a finite number."""
+    `t` has no more degrees of freedom than at the first look, as in
+    `Difference.interval`. Raises `ValueError` for a standard deviation that is not a
+    finite number."""
     if not np.isfinite(sd):
         raise ValueError(f"the standard deviation must be a number, got {sd}")
     # t is wider than the normal distribution, so no fewer than that one asks for.

@@ -20,7 +20,9 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed.nn  # imported after a group is made, it would keep the group's threads
+
+# Imported after a group is made, it would keep the group's threads.
+import torch.distributed.nn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed
@@ -80,7 +82,8 @@ def save_checkpoint(
     settings: dict[str, Any],
     history: History,
 ) -> None:
-    "Write a training as it stands, to a temporary name first. `OSError` where that fails."
+    """Write a training as it stands, to a temporary name first. `OSError` where that
+    fails."""
     tensors = {
         f"learner.{name}": t.contiguous() for name, t in learner.state_dict().items()
     }
@@ -127,7 +130,8 @@ def load_checkpoint(
         raise ValueError(told) from error
     if differ:
         raise ValueError(
-            f"{path} is of a training with other {', '.join(differ)}: remove it, or train elsewhere"
+            f"{path} is of a training with other {', '.join(differ)}: remove it, or "
+            "train elsewhere"
         )
     learner.load_state_dict(state)
     for name, p in trained:
@@ -217,8 +221,8 @@ def fit(
 ) -> History:
     """`training.fit` for trainings that take long.
 
-    Under `torchrun` the processes share out each meta-batch. Ctrl-C finishes the update and
-    writes the checkpoint. Raises what `training.fit` raises, and `ValueError` for a
+    Under `torchrun` the processes share out each meta-batch. Ctrl-C finishes the update
+    and writes the checkpoint. Raises what `training.fit` raises, and `ValueError` for a
     checkpoint of a training with other settings."""
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")

@@ -16,7 +16,8 @@ from .training import Learner, class_means
 
 # %% ../nbs/07_original_meta_network.ipynb #6a847615
 class MetaLearner(nn.Module):
-    "Generates a linear classifier from support embeddings, as in the origin of this course."
+    """Generates a linear classifier from support embeddings, as in the origin of this
+    course."""
 
     def __init__(
         self,
@@ -45,7 +46,8 @@ class MetaLearner(nn.Module):
         support_embeddings: torch.Tensor,  # `[N*K, D]`
         support_labels: torch.Tensor,  # `[N*K]`
     ) -> torch.Tensor:  # `[N, H]`
-        "Class representations: the mean of `tanh(U h + e)` over a class's support samples."
+        """Class representations: the mean of `tanh(U h + e)` over a class's support
+        samples."""
         return class_means(
             torch.tanh(support_embeddings @ self.U.T + self.e),
             support_labels,
@@ -57,7 +59,8 @@ class MetaLearner(nn.Module):
         support_embeddings: torch.Tensor,  # `[N*K, D]`
         support_labels: torch.Tensor,  # `[N*K]`
     ) -> tuple[torch.Tensor, torch.Tensor]:  # `W [D, N]` and `b [N]`
-        "The task's classifier: class c's representation gives column c of W, entry c of b."
+        """The task's classifier: class c's representation gives column c of W, entry c
+        of b."""
         classes = self.represent(support_embeddings, support_labels)
         return self.weight_generator(classes).mT, self.bias_generator(classes).squeeze(
             -1
@@ -75,7 +78,8 @@ class MetaLearner(nn.Module):
 
 # %% ../nbs/07_original_meta_network.ipynb #9b3b6504
 class OriginalMetaNetwork(Learner):
-    """A weight-generating Meta Network on the shared Conv-4, as in this course's origin.
+    """A weight-generating Meta Network on the shared Conv-4, as in this course's
+    origin.
 
     Not the MetaNet of Munkhdalai & Yu (2017), which turns loss gradients into fast
     weights beside slow ones, and has a memory."""

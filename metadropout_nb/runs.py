@@ -71,10 +71,11 @@ def load_split(
     data: str,  # "glyphs", "omniglot" or "validation"
     size: int,  # pixels a side
 ) -> tuple[Characters, Characters]:  # to train on, to test on
-    """Training and test characters, disjoint: Omniglot's own split, or 200 and 100 glyphs.
+    """Training and test characters, disjoint: Omniglot's own split, or 200 and 100
+    glyphs.
 
-    "validation" keeps off Omniglot's test characters: it holds out every fifth alphabet of
-    the background split."""
+    "validation" keeps off Omniglot's test characters: it holds out every fifth alphabet
+    of the background split."""
     if check_name("data", data, DATA) == "glyphs":
         characters = glyphs(300, size=size)
         return characters[:200], characters[200:]
@@ -96,8 +97,8 @@ EMBEDDING_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)  # where the embedding alone is mask
 
 
 def training_characters(run: "Run") -> Characters:
-    """What a run trains on. With `train_classes`, equal seeds give equal characters, and
-    fewer are the first of more. Raises `ValueError` for more than there are."""
+    """What a run trains on. With `train_classes`, equal seeds give equal characters,
+    and fewer are the first of more. Raises `ValueError` for more than there are."""
     characters, _ = load_split(run.data, run.size)
     characters = rotate(characters) if run.rotations else characters
     n = run.train_classes
@@ -245,8 +246,9 @@ def train_learner(
 ) -> tuple[Learner, History]:
     """The learner of a run, trained, and how that went.
 
-    Sets torch's threads, and keeps freed memory. Raises `ValueError` where the characters
-    do not suffice for the tasks, `FloatingPointError` where the loss diverges."""
+    Sets torch's threads, and keeps freed memory. Raises `ValueError` where the
+    characters do not suffice for the tasks, `FloatingPointError` where the loss
+    diverges."""
     torch.set_num_threads(run.threads)
     keep_memory()
     way = run.train_way or run.n_way
@@ -343,7 +345,8 @@ def write_json(path: Path, content: Any) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """One result file.
 
-    Raises `ValueError` where it is damaged, or of a version that knows other settings."""
+    Raises `ValueError` where it is damaged, or of a version that knows other
+    settings."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         run = Run(**result["run"])
@@ -369,8 +372,9 @@ def sweep(
 ) -> list[dict[str, Any]]:  # the results, in the order of `runs`
     """Run what is not there yet, each run writing its own file as it finishes.
 
-    A run that fails keeps no other from running: at the end a `ValueError` names all that
-    did. Raises `OSError` for a folder that cannot be written, before any training."""
+    A run that fails keeps no other from running: at the end a `ValueError` names all
+    that did. Raises `OSError` for a folder that cannot be written, before any
+    training."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -442,7 +446,8 @@ def _execute_and_write(
 def load_results(folder: str | Path) -> list[dict[str, Any]]:
     """All results of a folder.
 
-    Raises `FileNotFoundError` where there are none, `ValueError` where one is damaged."""
+    Raises `FileNotFoundError` where there are none, `ValueError` where one is
+    damaged."""
     paths = sorted(Path(folder).glob("*.json"))
     if not paths:
         told = f"run `metadropout compare --out {folder}` first"

@@ -28,7 +28,7 @@ from metadropout_nb.style import (
 def blank(
     width: float,  # inches
     height: float,
-    columns: float,  # units of the drawing from left to right; as large from top to bottom
+    columns: float,  # units from left to right; as large from top to bottom
 ) -> tuple[Figure, Axes]:
     "An empty sheet whose origin is the upper left corner."
     figure, axis = start_figure(width, height)
@@ -100,9 +100,10 @@ def drawings(
 
 # %% ../nbs/schematics.ipynb #3ff8cc3e
 def task_to_loss() -> Figure:
-    "The way of one task through a learner: support and query, one network, one mask, a head."
+    """The way of one task through a learner: support and query, one network, one mask,
+    a head."""
     images = glyphs(3, 3).images.numpy()
-    figure, axis = blank(5, 3.4, 10)
+    figure, axis = blank(5, 2.65, 10)
     axis.text(0.1, 0.35, "one task", fontsize=10, weight="bold")
     axis.text(0.1, 1.15, "support", color=BLUE, fontsize=10)
     drawings(axis, 0.1, 1.9, images[:, 0], SKY)
@@ -137,31 +138,31 @@ def three_learners() -> Figure:
         (
             "embedding-based",
             GREEN,
-            "fast weights\n$W_c$ = mean of $U h + e$",
-            "$V h_q \\cdot W_c$",
+            "fast weights of a class:\nmean of mapped embeddings",
+            "dot product\nwith them",
         ),
         (
             "weight-generating",
             ORANGE,
-            "two small networks\nwrite $W$ and $b$",
-            "$h_q W + b$",
+            "two small networks write\nweights and biases",
+            "linear layer\nmade of them",
         ),
         (
             "gradient-based",
             PINK,
             "gradient steps change\nall weights",
-            "changed network",
+            "the changed\nnetwork",
         ),
     ]
     for y, (name, color, support, query) in zip((1.5, 4.4, 7.3), rows, strict=True):
         axis.text(0.1, y - 0.95, name, weight="bold", fontsize=10, color=color)
         axis.text(0.1, y - 0.25, "support", fontsize=10, color=BLUE)
-        axis.text(0.1, y + 0.85, "query", fontsize=10, color=BLUE)
-        box(axis, 4.1, y - 0.3, support, color, 4.4, 1.05)
-        box(axis, 8.5, y + 0.8, query, color, 2.6, 0.8)
+        axis.text(0.1, y + 1.1, "query", fontsize=10, color=BLUE)
+        box(axis, 4.2, y - 0.3, support, color, 4.6, 1.05)
+        box(axis, 8.5, y + 0.95, query, color, 2.6, 1.05)
         arrow(axis, (1.5, y - 0.3), (1.85, y - 0.3))
-        arrow(axis, (6.35, y - 0.3), (7.7, y + 0.35))
-        arrow(axis, (1.2, y + 0.8), (7.15, y + 0.8))
+        arrow(axis, (6.55, y - 0.3), (7.9, y + 0.4))
+        arrow(axis, (1.2, y + 1.05), (7.15, y + 1.05))
     return figure
 
 # %% ../nbs/schematics.ipynb #9b742bdc
@@ -197,7 +198,7 @@ def tensors() -> Figure:
 # %% ../nbs/schematics.ipynb #bdf1886b
 def maml_paths() -> Figure:
     "MAML's start, and the few steps from it to the weights of two tasks."
-    figure, axis = start_figure(5, 3)
+    figure, axis = start_figure(4.5, 3.1)
     grid = np.linspace(-2.4, 2.4, 120)
     x, y = np.meshgrid(grid, grid[25:95])
     ends = {"task A": ((-1.3, 0.5), BLUE), "task B": ((1.4, 0.4), ORANGE)}
@@ -212,12 +213,12 @@ def maml_paths() -> Figure:
         axis.annotate(
             f"weights for {name}",
             path[-1],
-            (path[-1][0], 1.15),
+            (path[-1][0], 1.6),
             color=color,
             ha="center",
         )
     axis.plot(0, -0.9, "s", color="black", markersize=9)
     axis.annotate("start: what training moves", (0, -0.9), (0, -1.3), ha="center")
     axis.set(xticks=[], yticks=[], xlabel="one weight", ylabel="another weight")
-    axis.set(xlim=(-2.4, 2.4), ylim=(-1.5, 1.4))
+    axis.set(xlim=(-2.4, 2.4), ylim=(-1.5, 2))
     return figure

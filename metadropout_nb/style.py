@@ -7,6 +7,7 @@ __all__ = ['BLUE', 'ORANGE', 'GREEN', 'SKY', 'PINK', 'YELLOW', 'GRAY', 'ARM_COLO
            'DIVERGING', 'MASKED', 'start_figure']
 
 # %% ../nbs/style.ipynb #84b60653
+import sys
 from typing import Any
 
 from matplotlib import colormaps
@@ -38,6 +39,12 @@ SET_COLORS = {"support": SKY, "query": BLUE}
 # %% ../nbs/style.ipynb #7bc31a7e
 SEQUENTIAL, DIVERGING = "Blues", "PuOr"
 MASKED = colormaps[SEQUENTIAL].with_extremes(bad=ORANGE)
+
+# %% ../nbs/style.ipynb #5701f85e
+if (ipython := sys.modules.get("IPython")) and ipython.get_ipython():
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("retina")
 
 # %% ../nbs/style.ipynb #67fbe4ff
 def start_figure(

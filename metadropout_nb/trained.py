@@ -117,11 +117,13 @@ def load_learner(
     folder: str | Path,  # as `save_learner` left it
     learner: Learner | None = None,  # untrained, to be filled; None: as the run says
 ) -> tuple[Learner, Run]:  # the learner, in eval mode, and how it was made
-    """What a run does not describe, say a network of your own, needs `learner`: one built alike.
+    """A learner and its run. What a run does not describe, say a network of your own,
+    needs `learner`: one built alike.
 
-    Nothing in the files is ever executed, and nothing is allocated before names and shapes
-    are known to be right. Raises `FileNotFoundError` where there is none, `ValueError` that
-    says what is wrong where a file is damaged, or does not fit `learner`."""
+    Nothing in the files is ever executed, and nothing is allocated before names and
+    shapes are known to be right. Raises `FileNotFoundError` where there is none,
+    `ValueError` that says what is wrong where a file is damaged, or does not fit
+    `learner`."""
     folder = Path(folder)
     wanted = "a sound learner" if learner is None else "a sound learner of this build"
     about, weights = folder / "learner.json", folder / "weights.safetensors"
@@ -160,14 +162,16 @@ def _read_about(about: Path, weights: Path) -> dict[str, Any]:
         raise ValueError(f"{about.name} does not say how the learner was made")
     if said.get("format") != FORMAT:
         raise ValueError(
-            f"its format is {said.get('format')!r}, but this version of metadropout_nb reads {FORMAT}"
+            f"its format is {said.get('format')!r}, but this version of "
+            f"metadropout_nb reads {FORMAT}"
         )
     unknown = sorted(set(said["run"]) - {f.name for f in fields(Run)})
     if unknown:
         raise ValueError(f"unknown settings in {about.name}: {', '.join(unknown)}")
     if _sha256(weights) != said.get("sha256"):
         raise ValueError(
-            f"{weights.name} is not the file that {about.name} was written for: their hashes differ"
+            f"{weights.name} is not the file that {about.name} was written for: "
+            "their hashes differ"
         )
     return said
 
@@ -199,7 +203,9 @@ def _check_shapes(learner: Learner, weights: Path) -> None:
 def pretrained(
     name: str = "original",  # "proto", "eb", "original" or "maml"
 ) -> tuple[Learner, Run]:  # the learner, in eval mode, and how it was made
-    "A learner that ships with the package, trained on Omniglot's background split. Its model card stands beside it."
+    """A learner that ships with the package, trained on Omniglot's background split.
+
+    Its model card stands beside it."""
     folder = Path(str(files("metadropout_nb"))) / "weights"
     known = sorted(path.name for path in folder.iterdir())
     if name not in known:

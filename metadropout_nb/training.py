@@ -79,8 +79,8 @@ class Learner(nn.Module):
         unused = settings.keys() - {"dropout_rates", "statistics"}
         if network is not None and unused:
             raise ValueError(
-                f"{', '.join(sorted(unused))} would be ignored: a network of your own is "
-                "built by you, with its own settings"
+                f"{', '.join(sorted(unused))} would be ignored: a network of your own "
+                "is built by you, with its own settings"
             )
         if num_classes < 1:
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
@@ -104,10 +104,12 @@ class Learner(nn.Module):
         support_y: Tensor,  # `[N*K]` or `[T, N*K]`
         query_x: Tensor,  # `[N*Q, C, H, W]` or `[T, N*Q, C, H, W]`
     ) -> Tensor:  # `[N*Q, N]` or `[T, N*Q, N]`
-        """Logits of the query samples. In train mode, each call starts new tasks with new masks.
+        """Logits of the query samples. In train mode, each call starts new tasks with
+        new masks.
 
-        Raises `ValueError` where shapes do not belong together, labels miss a class or lie
-        beyond `num_classes`, or a network's embeddings have another shape than promised."""
+        Raises `ValueError` where shapes do not belong together, labels miss a class or
+        lie beyond `num_classes`, or a network's embeddings have another shape than
+        promised."""
         check_task(support_x, support_y, query_x, self.num_classes)
         if support_x.dim() == 5 and not isinstance(self.network, EmbeddingNetwork):
             tasks = zip(support_x, support_y, query_x, strict=True)
@@ -141,9 +143,9 @@ class Learner(nn.Module):
         embeddings = call(images.to(dtype))
         if embeddings.shape != (len(images), self.embedding_dim):
             raise ValueError(
-                f"the network made {list(embeddings.shape)} of {len(images)} images, expected "
-                f"[{len(images)}, {self.embedding_dim}]: build the learner with the "
-                "embedding_dim that its network has"
+                f"the network made {list(embeddings.shape)} of {len(images)} images, "
+                f"expected [{len(images)}, {self.embedding_dim}]: build the learner "
+                "with the embedding_dim that its network has"
             )
         return embeddings.to(dtype)
 
@@ -162,9 +164,9 @@ def check_task(
         or support_x.shape[:-4] != query_x.shape[:-4]
     ):
         raise ValueError(
-            f"support {list(support_x.shape)}, labels {list(support_y.shape)} and query "
-            f"{list(query_x.shape)} do not belong together: one label a support image, and "
-            "as many tasks everywhere"
+            f"support {list(support_x.shape)}, labels {list(support_y.shape)} and "
+            f"query {list(query_x.shape)} do not belong together: one label a support "
+            "image, and as many tasks everywhere"
         )
     if support_y.is_floating_point():
         raise ValueError(f"labels must be whole numbers, got {support_y.dtype}")
@@ -173,8 +175,8 @@ def check_task(
     )
     if not (present.any(-1).all() and present.any(-2).all()):
         raise ValueError(
-            f"every task's support labels must cover 0 to {num_classes - 1} and no others "
-            f"(num_classes={num_classes}), got {support_y.tolist()}"
+            f"every task's support labels must cover 0 to {num_classes - 1} and no "
+            f"others (num_classes={num_classes}), got {support_y.tolist()}"
         )
 
 # %% ../nbs/05_training.ipynb #67be048c
@@ -201,13 +203,14 @@ def check_finite(losses: Tensor, kind: str, first: int) -> None:
     if not losses.isfinite().all():
         bad = first + int((~losses.isfinite()).nonzero()[0])
         raise FloatingPointError(
-            f"the loss of {kind} task {bad} is not finite. A smaller learning rate is the usual "
-            "cure; the weights are those of the last update"
+            f"the loss of {kind} task {bad} is not finite. A smaller learning rate is "
+            "the usual cure; the weights are those of the last update"
         )
 
 # %% ../nbs/05_training.ipynb #5d67ffd3
 def precision(device: torch.device, bfloat16: bool) -> torch.autocast:
-    "Convolutions and matrix products in bfloat16, or as they are. Warns where that is slow."
+    """Convolutions and matrix products in bfloat16, or as they are. Warns where that is
+    slow."""
     if (
         bfloat16
         and device.type == "cpu"
@@ -262,14 +265,15 @@ class History:
     def __repr__(self) -> str:
         text = f"History({len(self.losses)} updates"
         if self.losses:
-            text += f", last loss {self.losses[-1]:.3f}, last accuracy {self.accuracies[-1]:.1%}"
+            loss, accuracy = self.losses[-1], self.accuracies[-1]
+            text += f", last loss {loss:.3f}, last accuracy {accuracy:.1%}"
         return f"{text})"
 
     def plot(self) -> Figure:
         "Loss and accuracy against tasks seen."
-        figure, axes = start_figure(8, 2.6, columns=2)
+        figure, axes = start_figure(4.5, 4.4, rows=2, sharex=True)
         axes[0].plot(self.tasks, self.losses, color=BLUE)
-        axes[0].set(xlabel="training tasks", ylabel="query loss (nats)", ylim=(0, None))
+        axes[0].set(ylabel="query loss (nats)", ylim=(0, None))
         axes[1].plot(
             self.tasks, [100 * accuracy for accuracy in self.accuracies], color=BLUE
         )
@@ -311,8 +315,8 @@ def check_fit(
     "Raises `ValueError` for numbers that make no sense, and an unknown schedule."
     if min(n_tasks, meta_batch, chunk) < 1 or not lr > 0 or not clip > 0:
         raise ValueError(
-            "n_tasks, meta_batch and chunk must be at least 1, lr and clip positive, got "
-            f"{n_tasks}, {meta_batch}, {chunk}, {lr} and {clip}"
+            "n_tasks, meta_batch and chunk must be at least 1, lr and clip positive, "
+            f"got {n_tasks}, {meta_batch}, {chunk}, {lr} and {clip}"
         )
     if schedule not in SCHEDULES:
         raise ValueError(
@@ -336,8 +340,8 @@ def fit(
 ) -> History:
     """Train a learner with Adam, and leave it in train mode.
 
-    Raises `ValueError` for numbers that make no sense, `FloatingPointError` at the first
-    loss that is not finite."""
+    Raises `ValueError` for numbers that make no sense, `FloatingPointError` at the
+    first loss that is not finite."""
     meta_batch = learner.meta_batch if meta_batch is None else meta_batch
     chunk = learner.chunk if chunk is None else chunk
     check_fit(n_tasks, meta_batch, chunk, lr, clip, schedule)
@@ -387,14 +391,16 @@ class Evaluation:
 
     @property
     def sd(self) -> float:
-        "Standard deviation over tasks (ddof 1): how much tasks differ. One task: not a number."
+        """Standard deviation over tasks (ddof 1): how much tasks differ. One task: not
+        a number."""
         return (
             float(self.accuracies.std(ddof=1)) if len(self.accuracies) > 1 else math.nan
         )
 
     @property
     def ci95(self) -> float:
-        "Half-width of the mean's 95 % t-interval: how well these tasks determine the accuracy."
+        """Half-width of the mean's 95 % t-interval: how well these tasks determine the
+        accuracy."""
         n = len(self.accuracies)
         return float(stats.t.ppf(0.975, max(n - 1, 1)) * self.sd / np.sqrt(n))
 
@@ -437,7 +443,7 @@ class Evaluation:
 
     def plot(self) -> Figure:
         "How the tasks' accuracies are distributed, and their mean."
-        figure, axis = start_figure(6, 2.6)
+        figure, axis = start_figure(4.5, 2.8)
         axis.hist(
             100 * self.accuracies,
             bins=np.arange(-2, 104, 4),
@@ -466,7 +472,8 @@ def evaluate(
     chunk, training = learner.chunk if chunk is None else chunk, learner.training
     if len(tasks) < 1 or chunk < 1:
         raise ValueError(
-            f"needs at least one test task and a chunk of one, got {len(tasks)}, {chunk}"
+            f"needs at least one test task and a chunk of one, got {len(tasks)}, "
+            f"{chunk}"
         )
     device = next(learner.parameters()).device
     accuracies, losses = [], []
@@ -494,8 +501,8 @@ def evaluate(
 
 # %% ../nbs/05_training.ipynb #0429fc78
 def keep_memory() -> bool:  # whether it could be done
-    """Let freed memory serve the next tensor, instead of going back to the system (glibc's
-    `mallopt`; Linux).
+    """Let freed memory serve the next tensor, instead of going back to the system
+    (glibc's `mallopt`; Linux).
 
     Holds for the whole process, which then keeps what it once needed at its peak."""
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # as in malloc.h

@@ -44,6 +44,7 @@ def render() -> tuple[str, dict[str, bytes]]:  # the text, and the images by pat
     resources = {"output_files_dir": IMAGES, "unique_key": "index"}
     text, resources = exporter.from_notebook_node(notebook, resources)
     text = re.sub(r"\(((?:\d\d_)?\w+)\.ipynb\)", r"(nbs/\1.ipynb)", text)
+    text = text.replace("](card.png)", "](nbs/card.png)")
     text = re.sub(r"~~~~(\w+)\n(.*?)~~~~", r"```\1\n\2```", text, flags=re.S)
     text = re.sub(r"```python\s*```\n", "", text)
     alt = iter(resources["alt"])

@@ -46,21 +46,22 @@ def test_compare_then_redraw(run, tmp_path):
     ):
         assert word in first.output
     assert (
-        "4 result files" in first.output
+        "6 result files" in first.output
         and "metadropout compare --from here" in first.output
     )
     (figure,) = (tmp_path / "here").glob("*.png")
-    assert figure.name == "comparison-glyphs-16px-5way-1shot-16tasks-test_tasks=3.png"
+    settings = "16px-5way-1shot-16tasks-test_tasks=3-train_classes=10"
+    assert figure.name == f"comparison-glyphs-{settings}.png"
     assert figure.stat().st_size > 5000
     figure.unlink()
     again = run("compare", "--from", "here")
     assert again.exit_code == 0 and figure.exists()
     rows = [
-        [line for line in result.output.splitlines() if "original" in line]
+        [x for x in result.output.splitlines() if x.startswith(" proto")]
         for result in (first, again)
     ]
-    assert len(rows[0]) == 3 and rows[1][:3] == rows[0], (
-        "two arms and a difference, the same again"
+    assert len(rows[0]) == 5 and rows[1][:5] == rows[0], (
+        "three arms and two differences, the same again"
     )
     assert "bootstrap" in again.output and "bootstrap" not in first.output
 
@@ -76,6 +77,52 @@ def write_results(folder, *runs):
             "losses": [1.0] * one.test_tasks,
         }
         (folder / f"{one.name}.json").write_text(json.dumps(content))
+
+
+def test_without_options_it_ends_in_a_verdict_and_says_what_next(run, monkeypatch):
+    asked = []
+
+    def sweep(runs, folder, jobs, progress):
+        asked.extend(runs)
+        write_results(folder, *runs)
+        return load_results(folder)
+
+    monkeypatch.setattr(runs, "sweep", sweep)
+    told = run("compare")
+    assert told.exit_code == 0, told.output
+    assert {one.train_classes for one in asked} == {cli.FEW_GLYPHS}
+    assert {one.arm for one in asked} == {"none", "standard", "meta"}
+    verdicts = ("helps", "hurts", "no difference", "undecided")
+    for arm in ("standard", "meta"):
+        (line,) = (x for x in told.output.splitlines() if f"{arm} - none" in x)
+        assert any(one in line for one in verdicts), line
+    # what it says to try next can be typed as it stands
+    last = told.output[told.output.index("What to try next") :]
+    asked.clear()
+    words = [x.split() for x in last.splitlines() if x.startswith("  metadropout ")]
+    assert len(words) == 3
+    for line in words:
+        again = run(*line[1:])
+        assert again.exit_code == 0, again.output
+    assert {(one.data, one.train_classes) for one in asked} == {
+        ("glyphs", 200),
+        ("omniglot", 30),
+    }
+
+
+def test_omniglot_has_all_its_characters_unless_told(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "sweep", lambda todo, *_, **__: asked.extend(todo) or [])
+    for words, expected in (
+        (["--data", "omniglot"], None),
+        (["--data", "omniglot", "--train-classes", 30], 30),
+        (["--train-classes", 30], 30),
+        ([], cli.FEW_GLYPHS),
+    ):
+        asked.clear()
+        run("compare", "--seeds", 1, *words)
+        assert {one.train_classes for one in asked} == {expected}
+    assert run("compare", "--train-classes", 4).exit_code == 2, "five ways need five"
 
 
 def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
@@ -291,7 +338,11 @@ def test_the_names_are_those_of_the_modules():
         assert [one.value for one in choice] == list(known)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["compare", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["--version"]]
+    + [[verb, "--help"] for verb in ("compare", "train", "evaluate", "notebooks")],
+)
 def test_help_imports_nothing_that_takes_long(words):
     code = f"""
 import sys

@@ -487,7 +487,7 @@ def test_answers_agree_with_the_tables():
     comparison = compare_all(results)[MAIN]
     difference = comparison.of_arm()["original"]
     assert told["original"].startswith(
-        f"**Original Meta Network: {difference.verdict}.** Over 5 seeds"
+        f"**Original Meta Network: {difference.verdict}.** Over 5 pairs of runs"
     )
     assert (
         f"{100 * difference.mean:+.2f}" in told["original"]
@@ -497,8 +497,7 @@ def test_answers_agree_with_the_tables():
         [comparison.reports["original", "none"][seed].accuracy for seed in range(5)]
     )
     assert f"from {without:.1%}" in told["original"]
-    claim = "The claim, +2.16 points (one run without and one with, 105x105), lies "
-    assert f"{claim}outside this interval" in told["original"]
+    assert "One pair of the origin's, at 105x105, claims +2.16 points." in told["original"]
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 4), difference.by_seed.std(ddof=1)
     assert difference.prediction_interval.half_width == pytest.approx(
@@ -527,9 +526,9 @@ def test_answers_tell_what_ordinary_dropout_does(seeds):
         assert told.endswith(
             "Against ordinary dropout there are too few seeds to say (4)."
         )
-        assert "Over 4 seeds the difference is" in told and "lies" not in told
+        assert "Over 4 seeds the difference is" in told and "Repeat" not in told
         return
-    words = "Against ordinary dropout at the same rates the change is"
+    words = "Against ordinary dropout the change is"
     assert f"{words} {100 * against.mean:+.2f} points" in told
     assert (
         against.mean == pytest.approx(0.06, abs=0.02) and str(against.interval) in told
@@ -567,7 +566,8 @@ def test_a_table_of_rows_with_different_columns():
         ["none", "5"],
         ["meta", "10"],
     ]
-    assert "<tr><td>meta</td><td></td><td>10</td></tr>" in table._repr_html_()
+    assert table._repr_markdown_().splitlines()[-1] == "| meta |  | 10 |"
+    assert Rows([{"a|b": "c"}])._repr_markdown_().startswith("| a\\|b |")
 
 
 def test_one_seed_does_not_stretch_the_figure_of_the_claims():
@@ -677,7 +677,7 @@ def test_the_table_shows_what_the_results_hold():
     assert table.difference_rows()[0]["points"].startswith("+10.00 ± 0.00")
     assert table.difference_rows()[0]["verdict"] == "one seed only"
     assert table.interval_rows()[0]["p"] == table.interval_rows()[0]["crossed"] == "-"
-    assert "+10.00" in repr(table) and "<table>" in table._repr_html_()
+    assert "+10.00" in repr(table) and "| --- |" in table._repr_markdown_()
     assert len(table.plot().axes) == 2
     assert "claims" not in table.figures(), "the claims are about Omniglot, not glyphs"
 

@@ -74,7 +74,7 @@ class TestLoadOmniglot:
     def test_second_load_reads_the_cache(self, zipped, cache, monkeypatch):
         first = load_omniglot(zipped, size=20)
         monkeypatch.setattr(
-            omniglot, "_read_zip", lambda path: pytest.fail("decoded again")
+            omniglot, "_read_zip", lambda *_: pytest.fail("decoded again")
         )
         assert torch.equal(load_omniglot(zipped, size=20).images, first.images)
 
@@ -217,7 +217,8 @@ class TestHostileZips:
             f"{SPLIT}/A/../../../../evil.png",
             "C:\\evil\\evil.png",
         ]
-        self.load(tmp_path / "source", *((name, png()) for name in names))
+        with pytest.warns(UserWarning, match="left out /evil.png"):
+            self.load(tmp_path / "source", *((name, png()) for name in names))
         assert (
             not list(tmp_path.parent.rglob("evil*")) and not Path("/evil.png").exists()
         )
@@ -246,10 +247,11 @@ class TestHostileZips:
         )
 
     def test_many_pngs_that_are_too_much_together(self, tmp_path, cache, monkeypatch):
-        "Each could be decoded; the fifth is refused by its header."
+        "Each could be decoded; none is, since their number is known."
         monkeypatch.setattr(omniglot, "MOST_BYTES", 2000)
+        monkeypatch.setattr(omniglot, "_decode", lambda *_: pytest.fail("decoded"))
         entries = [(f"{SPLIT}/A/c/{i}.png", png()) for i in range(9)]
-        self.refused(tmp_path, cache, r"A/c/5\.png.*more than 2,000 bytes", *entries)
+        self.refused(tmp_path, cache, "take 3,600 bytes, more than 2,000", *entries)
 
     def test_it_is_asked_how_much_it_unpacks_to_before_it_is_unpacked(
         self, tmp_path, cache, monkeypatch
@@ -393,36 +395,30 @@ class TestLoadFolder:
         )
         assert load_folder(tmp_path, size=12).images.shape == (2, 1, 12, 12)
 
-    def test_missing_empty_mixed_uneven_and_unreadable(self, tmp_path):
+    def test_missing_empty_mixed_and_unreadable(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):
             load_folder(tmp_path / "none")
         with pytest.raises(ValueError, match="one folder a class"):
             load_folder(tmp_path)
         draw(tmp_path / "one" / "1.png")
-        draw(tmp_path / "two" / "1.png", size=(20, 22))
+        draw(tmp_path / "two" / "1.png", size=(22, 22))
         with pytest.raises(ValueError, match="mixed sizes.*two/1.png"):
-            load_folder(tmp_path)
-        draw(tmp_path / "two" / "1.png")
-        draw(tmp_path / "two" / "2.png")
-        with pytest.raises(ValueError, match="one has 1 and two has 2"):
-            load_folder(tmp_path)
+            load_folder(tmp_path, size=None)
+        assert load_folder(tmp_path).images.shape == (2, 1, 105, 105)
         (tmp_path / "one" / "2.png").write_text("not an image")
         with pytest.raises(ValueError, match="2.png cannot be read"):
             load_folder(tmp_path)
 
-    def test_transparent_paper_is_white_and_16_bits_are_refused(self, tmp_path):
+    def test_transparent_paper_is_white(self, tmp_path):
         see_through = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
         see_through.putpixel((3, 2), (0, 0, 0, 255))
         (tmp_path / "one").mkdir()
         see_through.save(tmp_path / "one" / "1.png")
         assert load_folder(tmp_path, None).images.sum() == 255
-        Image.fromarray(np.zeros((20, 20), np.uint16)).save(tmp_path / "one" / "1.png")
-        with pytest.raises(ValueError, match="8 bits a channel"):
-            load_folder(tmp_path, None)
 
     def test_images_that_are_not_square(self, tmp_path):
         draw(tmp_path / "one" / "1.png", size=(20, 30))
-        with pytest.raises(ValueError, match="20x30"):
+        with pytest.raises(ValueError, match="one/1.png is 20x30"):
             load_folder(tmp_path)
 
 
