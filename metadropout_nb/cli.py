@@ -8,13 +8,13 @@ __all__ = ['app', 'console', 'Data', 'Size', 'Tasks', 'TestTasks', 'FEW_GLYPHS',
 
 # %% ../nbs/cli.ipynb #3128e97e
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum, auto
 from importlib.util import find_spec
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,6 +58,10 @@ def _command(
 ) -> None:
     """Meta Dropout in few-shot learning: one dropout mask per task, with and without,
     compared fairly."""
+    os.environ["MPLBACKEND"] = "agg"  # that of a notebook may not be installed here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # any name can be printed somehow
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager
@@ -65,9 +69,13 @@ def _clear_errors() -> Iterator[None]:
     "A mistake of the user's costs a sentence, not a traceback."
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        from metadropout_nb.omniglot import _plain
+
+        told = str(error) or "there is not enough memory"
+        told = "\n".join(map(_plain, told.splitlines()))
         Console(stderr=True, markup=False).print(
-            Text("Error:", "bold red"), error, highlight=False
+            Text("Error:", "bold red"), told, highlight=False
         )
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
@@ -110,7 +118,10 @@ def _cores() -> int:
     "That this process may use."
     from joblib import cpu_count
 
-    return max(1, cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    together = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not (together.isascii() and together.isdigit() and int(together)):
+        raise ValueError(f"LOCAL_WORLD_SIZE is {together!r}, no number of processes")
+    return max(1, cpu_count() // int(together))
 
 # %% ../nbs/cli.ipynb #09aa80da
 @app.command()
@@ -222,6 +233,8 @@ def compare(
 # %% ../nbs/cli.ipynb #95e42c20
 def _show(comparison: "Comparison", folder: Path, everything: bool) -> list[str]:
     "Print the tables of one protocol and save its figures; returns their file names."
+    from metadropout_nb.long_runs import whole_files
+
     console.rule()
     console.print(comparison.protocol.name, highlight=False)
     for title, rows in list(comparison.tables().items())[: None if everything else 2]:
@@ -231,8 +244,9 @@ def _show(comparison: "Comparison", folder: Path, everything: bool) -> list[str]
         f"{name}-{comparison.protocol.slug}.png": figure
         for name, figure in figures.items()
     }
-    for name, figure in names.items():
-        figure.savefig(folder / name, dpi=150)
+    with whole_files(folder) as new:
+        for name, figure in names.items():
+            figure.savefig(new / name, dpi=150)
     for difference in [] if everything else comparison.differences:
         _tell(difference, comparison.reports)
     return list(names)
@@ -317,7 +331,7 @@ def train(
     `torchrun --nproc-per-node 2 -m metadropout_nb train --out made`
     """
     from metadropout_nb.runs import Run, train_learner
-    from metadropout_nb.trained import save_learner
+    from metadropout_nb.trained import check_place, save_learner
 
     with _clear_errors(), _processes() as first:
         run = Run(
@@ -330,13 +344,13 @@ def train(
             threads=threads or _cores(),
             bfloat16=bfloat16,
         )
-        out.mkdir(parents=True, exist_ok=True)
+        check_place(out).mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.safetensors"
         trained, history = train_learner(run, progress=first, checkpoint=checkpoint)
         if first:
             console.print(history)
             save_learner(trained, run, out)
-            checkpoint.unlink()
+            checkpoint.unlink(missing_ok=True)
             console.print(
                 f"The learner is in {out}/: test it with `metadropout evaluate {out}`"
             )
@@ -358,14 +372,16 @@ def evaluate(
     "Test a saved learner on the frozen test tasks of the data it was trained for."
     from metadropout_nb.comparison import Rows
     from metadropout_nb.runs import frozen_tasks, write_json
-    from metadropout_nb.trained import load_learner
+    from metadropout_nb.trained import check_place, load_learner
     from metadropout_nb.training import evaluate as test
     from metadropout_nb.training import keep_memory
 
     with _clear_errors():
         keep_memory()
+        check_place(folder)
         learner, run = load_learner(folder)
-        tasks = frozen_tasks(run, test_tasks)
+        # A file of somebody else's starts no download.
+        tasks = frozen_tasks(run, test_tasks, download=False)
         half = run.bfloat16 if bfloat16 is None else bfloat16
         report = test(learner, tasks, bfloat16=half, progress=True)
         _print_table("On the frozen test tasks", Rows([report.rows()]))
@@ -405,7 +421,10 @@ def notebooks(
         )
     if open_:
         raise typer.Exit(
-            subprocess.call([sys.executable, "-m", "jupyterlab", str(folder / "nbs")])
+            subprocess.call(
+                [sys.executable, "-m", "jupyterlab", str(folder / "nbs")],
+                env={k: v for k, v in os.environ.items() if k != "MPLBACKEND"},
+            )
         )
 
 # %% ../nbs/cli.ipynb #8dcc1ada
@@ -413,6 +432,8 @@ def _copy_course(
     folder: Path,
 ) -> tuple[int, list[str]]:  # how many files were copied, and which differ
     "Copy what is not there yet: the chapters, and the results that they read."
+    from metadropout_nb.long_runs import whole_files
+
     package = Path(__file__).resolve().parent
     source = package / "course"  # in an installed package
     source = source if source.is_dir() else package.parent  # in a checkout
@@ -426,15 +447,20 @@ def _copy_course(
             part.startswith((".", "_")) for part in relative.parts
         ):
             continue
-        if not target.exists():
+        if not target.parent.resolve().is_relative_to(folder.resolve()):
+            raise OSError(f"{target.parent} is a link that leads out of {folder}")
+        if not os.path.lexists(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{target.name}.tmp")
-            shutil.copyfile(path, temporary)
-            os.replace(temporary, target)
+            with whole_files(target.parent) as new:
+                (new / target.name).write_bytes(path.read_bytes())
             copied += 1
-        elif target.read_bytes() != path.read_bytes():
+        elif not target.is_file() or target.read_bytes() != path.read_bytes():
             kept.append(str(relative))
     return copied, kept
 
 
 COURSE_FILES = (".ipynb", ".json", ".bib", ".png", ".svg")
+
+# %% ../nbs/cli.ipynb #57d7a028
+if __name__ == "__main__" and "__file__" in globals():  # not as a cell of this page
+    app(prog_name="metadropout")

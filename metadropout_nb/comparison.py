@@ -1068,14 +1068,18 @@ def short_answer(
     gain, sharing = over_learners([*gains.values()]), over_learners([*shared.values()])
     few = dict(FEW.settings)["train_classes"]
     loss = loss_change(comparison, "standard", "none")
+    seeds = f"{len(gains)} learners, {len(gain.seeds)} seeds, 95 % intervals"
     return (
-        f"**With only {few} characters to train on, dropout {_said(gain)}**: ordinary "
-        f"dropout changes accuracy by {_points(gain)}, and the test loss by "
-        f"{loss:+.0%}. **Sharing one mask between support and query "
-        f"{_said(sharing)}**: against one mask for each, it changes accuracy by "
-        f"{_points(sharing)}. (Means over {len(gains)} learners and {len(gain.seeds)} "
-        "seeds, with 95 % intervals.)"
+        f"**With only {few} characters to train on, dropout {_said(gain)}**: "
+        f"{_brief(gain)} points of accuracy, {loss:+.0%} test loss. **Sharing one mask "
+        f"between support and query {_said(sharing)}**: {_brief(sharing)} points "
+        f"({seeds})."
     )
+
+
+def _brief(difference: Difference) -> str:
+    low, high = difference.interval
+    return f"{100 * difference.mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _said(difference: Difference) -> str:

@@ -396,10 +396,10 @@ function listen(box) {
 
 # %% ../nbs/draw.ipynb #f3fbef86
 _ANSWER = """
-const panels = [...document.querySelectorAll(".panels section")], draws = 20;
+const panels = [...document.querySelectorAll(".panels section")];
 // which seed: none; one for all six; one for each
 const seeds = [() => 0, (draw) => 7 * draw + 7, (draw, i) => 7 * draw + 8 + i];
-let turn = 0, round = 0;
+let turn = 0, round = 0, draws = 20;
 
 function embedding(box, seed) {
   if (!box.embeddings.has(seed))
@@ -539,8 +539,8 @@ try {
 # %% ../nbs/draw.ipynb #c75ab82b
 def _shares(learner: Learner, drawings: list[Drawing], rate: float) -> np.ndarray:
     "Probabilities of five boxes for the sixth drawing, under each way of masking."
-    images = [torch.from_numpy(_render(d, 5 / 105, 28).copy()) for d in drawings]
-    x = (torch.stack(images)[:, None] / 255).expand(20, 6, 1, 28, 28)  # 20 draws
+    images = np.stack([_render(drawing, 5 / 105, 28) for drawing in drawings])
+    x = (torch.from_numpy(images)[:, None] / 255).expand(20, 6, 1, 28, 28)  # 20 draws
     found, labels = [], torch.arange(5).expand(20, 5)
     for arm in ("none", "meta", "standard"):
         for site in learner.network.sites[:3]:

@@ -575,6 +575,15 @@ def _fingerprint(source: Path) -> str:
     return hashlib.sha256(b"2 " + os.fsencode(text)).hexdigest()[:16]
 
 # %% ../nbs/a1_loading.ipynb #91b30a87
+def _cache() -> Path | None:
+    "The user's folder for what can be made again; None where nobody has a home."
+    try:
+        path = user_cache_path("metadropout_nb")
+    except RuntimeError:
+        return None
+    return path if path.is_absolute() else None  # or it would be in a folder `~` here
+
+
 def _load_cached(path: Path) -> Characters | None:
     "The tensor decoded last time; None where there is none or it is damaged."
     if not path.exists():
@@ -622,23 +631,25 @@ def load_omniglot(
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     split = "images_background" if background else "images_evaluation"
-    cache = user_cache_path("metadropout_nb")
+    cache = _cache()
     given = root or os.environ.get("METADROPOUT_DATA")
-    given = os.path.expanduser(given) if given else None
-    source = _find(Path(given or cache), split)
-    if source is None and given:
-        raise FileNotFoundError(
-            f"neither {split}/ nor {split}.zip in {given}. {_ADVICE}"
-        )
-    if source is None and not download:
-        raise FileNotFoundError(
-            f"{split} is not in {cache}, and download=False. {_ADVICE}"
-        )
+    given = os.path.expanduser(given) if given else cache
+    if given is None:
+        raise FileNotFoundError(f"there is no home folder to cache in. {_ADVICE}")
+    source = _find(Path(given), split)
     if source is None:
+        if cache is None or given is not cache:
+            raise FileNotFoundError(
+                f"neither {split}/ nor {split}.zip in {given}. {_ADVICE}"
+            )
+        if not download:
+            raise FileNotFoundError(
+                f"{split} is not in {cache}, and download=False. {_ADVICE}"
+            )
         cache.mkdir(parents=True, exist_ok=True)
         source = _download(cache, background)
-    cached = cache / f"{split}-{size}-{_fingerprint(source)}.npz"
-    characters = _load_cached(cached)
+    cached = cache and cache / f"{split}-{size}-{_fingerprint(source)}.npz"
+    characters = _load_cached(cached) if cached else None
     if characters is None:
         try:
             characters = (
@@ -658,7 +669,8 @@ def load_omniglot(
             raise ValueError(
                 f"{source} is damaged or incomplete: {error}. Fetch it again. {_ADVICE}"
             ) from error
-        _save_cached(cached, characters)
+        if cached:
+            _save_cached(cached, characters)
     if len(characters) != _N_CLASSES[split]:
         warnings.warn(
             f"{source} holds {len(characters)} of Omniglot's {_N_CLASSES[split]} characters",

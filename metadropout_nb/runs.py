@@ -11,29 +11,45 @@ __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLA
 import json
 import os
 import platform
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky import BrokenProcessPool, ProcessPoolExecutor
+from joblib.parallel import ThreadingBackend, get_active_backend
 from tqdm import tqdm
 
 from .eb_meta_network import MetaNetwork
 from .embedding_network import STATISTICS
-from .long_runs import fit
+from .long_runs import fit, whole_files
 from .maml import MAML
 from .meta_dropout import check_arm
-from .omniglot import Characters, glyphs, load_omniglot, rotate
+from metadropout_nb.omniglot import (
+    MOST_BYTES,
+    Characters,
+    _open,
+    _plain,
+    glyphs,
+    load_omniglot,
+    rotate,
+)
 from .original_meta_network import OriginalMetaNetwork
 from .tasks import TaskBatch, TaskSampler
 from metadropout_nb.training import (
@@ -70,6 +86,7 @@ def check_name(kind: str, name: Any, known: Iterable[Any]) -> Any:
 def load_split(
     data: str,  # "glyphs", "omniglot" or "validation"
     size: int,  # pixels a side
+    download: bool = True,  # Omniglot, where it is not at hand
 ) -> tuple[Characters, Characters]:  # to train on, to test on
     """Training and test characters, disjoint: Omniglot's own split, or 200 and 100
     glyphs.
@@ -77,11 +94,13 @@ def load_split(
     "validation" keeps off Omniglot's test characters: it holds out every fifth alphabet
     of the background split."""
     if check_name("data", data, DATA) == "glyphs":
+        if 300 * 20 * size**2 > MOST_BYTES:
+            raise ValueError(f"glyphs of {size} pixels a side would fill the memory")
         characters = glyphs(300, size=size)
         return characters[:200], characters[200:]
-    background = load_omniglot(background=True, size=size)
+    background = load_omniglot(background=True, size=size, download=download)
     if data == "omniglot":
-        return background, load_omniglot(background=False, size=size)
+        return background, load_omniglot(background=False, size=size, download=download)
     alphabets = [name.split("/")[0] for name in background.names]
     held_out = set(sorted(set(alphabets))[::5])
     train, test = (
@@ -206,9 +225,13 @@ def _check_settings(run: Run) -> None:
                 f"{f.name} must be {getattr(f.type, '__name__', f.type)}, got {value!r}"
             )
         least = {"seed": 0, "mask_seed": 0, "test_tasks": 2}.get(f.name, 1)
-        if f.type in (int, int | None) and value is not None and value < least:
-            raise ValueError(f"{f.name} must be at least {least}, got {value}")
-    if not (0 < run.lr < float("inf") and 0 <= run.dose <= 5):
+        most = 1024 if f.name == "threads" else 2**63 - 1
+        if f.type in (int, int | None) and value is not None:
+            if value < least:
+                raise ValueError(f"{f.name} must be at least {least}, got {value}")
+            if value > most:
+                raise ValueError(f"{f.name} must be at most {most}")
+    if not (0 < run.lr <= sys.float_info.max and 0 <= run.dose <= 5):
         raise ValueError(
             f"lr must be positive and dose between 0 and 5, got {run.lr} and {run.dose}"
         )
@@ -252,10 +275,10 @@ def train_learner(
     torch.set_num_threads(run.threads)
     keep_memory()
     way = run.train_way or run.n_way
-    learner = build_learner(replace(run, n_way=way))
     sampler = TaskSampler(
         training_characters(run), way, run.k_shot, run.n_query, seed=run.seed
     )
+    learner = build_learner(replace(run, n_way=way))
     seed = run.seed if run.mask_seed is None else run.mask_seed
     settings: dict[str, Any] = {
         "meta_batch": run.meta_batch,
@@ -281,15 +304,20 @@ def train_learner(
 def frozen_tasks(
     run: Run,
     n_tasks: int | None = None,  # None: as many as the run says
+    download: bool = True,  # Omniglot, where it is not at hand
 ) -> TaskBatch:
     """The test tasks of a run: the same ones for every learner, arm and seed.
 
-    Fewer are the first of more."""
-    _, characters = load_split(run.data, run.size)
+    Fewer are the first of more. Raises `ValueError` for more than memory holds."""
+    n_tasks = run.test_tasks if n_tasks is None else n_tasks
+    images = n_tasks * run.n_way * (run.k_shot + run.test_query)
+    if images * run.size**2 > 8 * MOST_BYTES:
+        raise ValueError(f"{n_tasks:,} test tasks would fill the memory")
+    _, characters = load_split(run.data, run.size, download)
     sampler = TaskSampler(
         characters, run.n_way, run.k_shot, run.test_query, seed=TEST_SEED
     )
-    return sampler.sample(run.test_tasks if n_tasks is None else n_tasks)
+    return sampler.sample(n_tasks)
 
 # %% ../nbs/a5_runs.ipynb #990a9d0f
 def execute(
@@ -336,10 +364,8 @@ def execute(
 # %% ../nbs/a5_runs.ipynb #a03128e0
 def write_json(path: Path, content: Any) -> None:
     "Write to a temporary name, then move: a reader sees the whole file or none."
-    with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
-        whole = Path(folder) / path.name
-        whole.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(whole, path)
+    with whole_files(path.parent) as folder:
+        (folder / path.name).write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -348,9 +374,11 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises `ValueError` where it is damaged, or of a version that knows other
     settings."""
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        with _open(path) as file:
+            result = json.loads(file.read())
         run = Run(**result["run"])
-        for name, most in (("accuracies", 1), ("losses", np.finfo(float).max)):
+        # Losses are of float32: what is greater was never computed.
+        for name, most in (("accuracies", 1), ("losses", 2.0**128)):
             sound = [
                 type(value) in (int, float) and 0 <= value <= most
                 for value in result[name]
@@ -358,8 +386,10 @@ def read_result(path: Path) -> dict[str, Any]:
             if len(sound) != run.test_tasks or not all(sound):
                 told = f"{len(sound)} {name}, {sum(sound)} of them sound"
                 raise ValueError(f"{run.test_tasks} test tasks, but {told}")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        told = f"{path} is not a result of this course ({error})"
+    except FileNotFoundError:
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+        told = f"{_plain(path)} is not a result of this course ({_plain(error)})"
         raise ValueError(f"{told}: a sweep puts it aside and runs it again") from error
     return result
 
@@ -372,9 +402,9 @@ def sweep(
 ) -> list[dict[str, Any]]:  # the results, in the order of `runs`
     """Run what is not there yet, each run writing its own file as it finishes.
 
-    A run that fails keeps no other from running: at the end a `ValueError` names all
-    that did. Raises `OSError` for a folder that cannot be written, before any
-    training."""
+    A run that fails, or whose process the system kills, keeps no other from running: at
+    the end a `ValueError` names all such. Raises `OSError` for a folder that cannot be
+    written, before any training."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
@@ -383,14 +413,17 @@ def sweep(
     todo = [run for run, path in paths.items() if _problem(run, path)]
     for data, size in {(run.data, run.size) for run in todo}:
         load_split(data, size)  # decode and cache once, not once per process
-    work = (
-        delayed(_execute_and_write)(run, paths[run], progress and jobs == 1)
-        for run in todo
-    )
-    done = Parallel(n_jobs=jobs, return_as="generator_unordered")(work)
-    errors = dict(
-        tqdm(done, total=len(todo), unit="run", leave=False, disable=not progress)
-    )
+    here = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
+    if here:  # and not on a cluster
+        jobs = min(effective_n_jobs(jobs), max(len(todo), 1))
+    with _processes(jobs if here and jobs > 1 else 0) as execute_and_write:
+        work = (
+            delayed(execute_and_write)(run, paths[run], progress and jobs == 1)
+            for run in todo
+        )
+        pool = Parallel(jobs, prefer="threads", return_as="generator_unordered")
+        bar = {"total": len(todo), "unit": "run", "leave": False}
+        errors = dict(tqdm(pool(work), disable=not progress, **bar))
     for run in todo:
         if not errors[run] and _problem(run, paths[run]):  # another sweep was at it
             errors |= [_execute_and_write(run, paths[run], progress, wait=True)]
@@ -414,7 +447,7 @@ def _problem(run: Run, path: Path) -> str:
 
 def _set_aside(path: Path, problem: str) -> None:
     names = (path.with_name(f"{path.name}.old{n}") for n in count(1))
-    kept = next(name for name in names if not name.exists())
+    kept = next(name for name in names if not os.path.lexists(name))
     path.replace(kept)
     warnings.warn(f"{problem} (now kept as {kept.name})", stacklevel=2)
 
@@ -430,7 +463,7 @@ def _execute_and_write(
     try:
         with FileLock(lock, timeout=-1 if wait else 0):
             problem = _problem(run, path)
-            if problem and path.exists():
+            if problem and os.path.lexists(path):
                 _set_aside(path, problem)
             if problem:
                 write_json(path, execute(run, progress, checkpoint))
@@ -442,13 +475,63 @@ def _execute_and_write(
         return run, f"{type(error).__name__}: {error}"
     return run, ""
 
+# %% ../nbs/a5_runs.ipynb #f83a5870
+@contextmanager
+def _processes(n: int) -> Iterator[Callable[[Run, Path, bool], tuple[Run, str]]]:
+    "`_execute_and_write` in one of `n` processes, which end with the context. 0: here."
+    if not n:
+        yield _execute_and_write
+        return
+    watched, held = Pipe(duplex=False)
+    idle: SimpleQueue[Any] = SimpleQueue()
+
+    def started() -> Any:
+        return ProcessPoolExecutor(1, initializer=_watch, initargs=(watched,))
+
+    def there(run: Run, path: Path, progress: bool) -> tuple[Run, str]:
+        process = idle.get()
+        try:
+            return process.submit(_execute_and_write, run, path, False).result()
+        except BrokenProcessPool:
+            process = started()
+            told = "its process was killed, perhaps for want of memory (then use fewer "
+            return run, told + "jobs); the same call goes on where it was"
+        except KeyboardInterrupt as stopped:  # sent to that process alone
+            return run, str(stopped)
+        finally:
+            idle.put(process)
+
+    for _ in range(n):
+        idle.put(started())
+    try:
+        yield there
+    finally:
+        held.close()
+        while not idle.empty():
+            idle.get().shutdown(wait=False, kill_workers=True)
+
+
+def _watch(pipe: Connection) -> None:
+    "End this process when whoever holds the other end of the pipe has ended."
+
+    def wait() -> None:
+        try:
+            pipe.poll(None)
+        finally:
+            os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
 # %% ../nbs/a5_runs.ipynb #e6a26a8a
 def load_results(folder: str | Path) -> list[dict[str, Any]]:
     """All results of a folder.
 
     Raises `FileNotFoundError` where there are none, `ValueError` where one is
     damaged."""
-    paths = sorted(Path(folder).glob("*.json"))
+    of_a_learner = ("learner.json", "evaluation.json")  # left by `metadropout train`
+    paths = [
+        p for p in sorted(Path(folder).glob("*.json")) if p.name not in of_a_learner
+    ]
     if not paths:
         told = f"run `metadropout compare --out {folder}` first"
         raise FileNotFoundError(f"no results (*.json) in {folder}: {told}")

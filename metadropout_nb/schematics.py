@@ -158,10 +158,10 @@ def three_learners() -> Figure:
         axis.text(0.1, y - 0.95, name, weight="bold", fontsize=10, color=color)
         axis.text(0.1, y - 0.25, "support", fontsize=10, color=BLUE)
         axis.text(0.1, y + 1.1, "query", fontsize=10, color=BLUE)
-        box(axis, 4.2, y - 0.3, support, color, 4.6, 1.05)
+        box(axis, 4.35, y - 0.3, support, color, 4.9, 1.05)
         box(axis, 8.5, y + 0.95, query, color, 2.6, 1.05)
         arrow(axis, (1.5, y - 0.3), (1.85, y - 0.3))
-        arrow(axis, (6.55, y - 0.3), (7.9, y + 0.4))
+        arrow(axis, (6.85, y - 0.3), (8.1, y + 0.4))
         arrow(axis, (1.2, y + 1.05), (7.15, y + 1.05))
     return figure
 

@@ -163,3 +163,14 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
     assert page.locator(".chapter-links code").text_content().splitlines() == commands
     page.set_content(f"{head}{source}{script}")  # no code, nothing to run
     assert page.locator(".chapter-links").count() == 0
+
+
+def test_long_code_is_closed_until_a_click(page):
+    script = (NBS / "chapter_links.html").read_text()
+    fold = (
+        '<details class="code-fold" open><summary>Code</summary><pre>{}</pre></details>'
+    )
+    cells = "".join(fold.format("x = 1\n" * lines) for lines in (25, 26))
+    page.set_content(f"{cells}{script}")
+    found = [each.get_attribute("open") for each in page.locator("details").all()]
+    assert found == ["", None]

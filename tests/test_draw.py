@@ -61,6 +61,7 @@ def figure(page):
           query.of = undefined;
           boxes.forEach((box) => pick(box, 0));
           turn++;
+          draws = 1;
         }"""
     )
     return figure
@@ -189,7 +190,7 @@ def test_ink_is_omniglots(figure):
     expected = resize(torch.from_numpy(large[None, None] * np.uint8(255)), 28)[0, 0]
     found = np.array(figure.evaluate("(s) => [...ink([s])]", stroke.tolist()))
     assert np.abs(255 * found.reshape(28, 28) - expected.numpy()).max() < 20
-    assert np.abs(found.sum() - expected.sum() / 255) < 0.5
+    assert np.abs(found.sum() - int(expected.sum()) / 255) < 0.5
 
 
 @pytest.mark.parametrize("size, share", [(0.05, 0.4), (0.6, 0.6), (1.0, 89 / 105)])
@@ -203,7 +204,7 @@ def test_place_and_size_hardly_matter(figure, size, share):
     columns = np.flatnonzero(inks[0].reshape(28, 28).max(0) > 0.05)
     assert columns[0] + columns[-1] == pytest.approx(27, abs=1)
     wide = share * 28 + (5 / 3.75 if size == 0.6 else 0)
-    assert columns[-1] - columns[0] + 1 == pytest.approx(wide, abs=1.5)
+    assert columns[-1] - columns[0] + 1 == pytest.approx(wide, abs=2)
 
 
 def draw(page, figure, box: int, *strokes) -> None:
@@ -244,11 +245,9 @@ def test_a_finger_draws(page, figure):
     at = pad.bounding_box()
     session = page.context.new_cdp_session(page)
     for kind, share in (("Start", 0.3), ("Move", 0.5), ("Move", 0.7), ("End", None)):
-        points = [{"x": at["x"] + share * at["width"], "y": at["y"] + 40}]
-        session.send(
-            "Input.dispatchTouchEvent",
-            {"type": f"touch{kind}", "touchPoints": points if share else []},
-        )
+        points = share and [{"x": at["x"] + share * at["width"], "y": at["y"] + 40}]
+        event = {"type": f"touch{kind}", "touchPoints": points or []}
+        session.send("Input.dispatchTouchEvent", event)
     page.wait_for_timeout(100)
     figure.evaluate("turn++")
     (stroke,) = figure.evaluate("boxes[1].strokes")
