@@ -80,7 +80,8 @@ def _clear_errors() -> Iterator[None]:
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "Interrupted. What was finished is kept: the same command goes on from there."
+            "Interrupted. What was finished is kept: the same command goes on from "
+            "there."
         )
         raise typer.Exit(130) from None
 
@@ -172,7 +173,8 @@ def compare(
         ),
     ] = False,
 ) -> None:
-    """Train learners in several arms of dropout and compare them on the same test tasks.
+    """Train learners in several arms of dropout and compare them on the same test
+    tasks.
 
     Arms of one seed share initial weights, training tasks and test tasks, so that their
     differences pair up. Finished runs are not repeated: start the same command again

@@ -23,7 +23,8 @@ from .training import Learner
 # %% ../nbs/draw.ipynb #3d0e2445
 def _layers(learner: Learner) -> list[np.ndarray]:
     "Weights `[3, 3, in, out]` and biases of the blocks, then of the linear layer."
-    found, network = [], learner.network
+    network: Any = learner.network
+    found: list[np.ndarray] = []
     for block in network.blocks:
         conv, norm = block.conv, block.norm
         weight, bias, gain, shift, mean, var = (
@@ -162,6 +163,10 @@ in blocks 1 to 3; what is shown under masks is the mean of 20 draws.</p>
 _LIMITS = (
     "<b>What it cannot do.</b> It always chooses a box, also where none is right. It "
     "knows handwriting from Omniglot only, not words or pictures. "
+)
+_LESS = (
+    "Masks drop six in ten numbers of blocks 1 to 3; bars under masks are means of 20 "
+    "draws. "
 )
 _MORE = (
     "It sees shapes of 28x28 pixels, not the order, speed or width of your strokes. "
@@ -542,8 +547,9 @@ def _shares(learner: Learner, drawings: list[Drawing], rate: float) -> np.ndarra
     images = np.stack([_render(drawing, 5 / 105, 28) for drawing in drawings])
     x = (torch.from_numpy(images)[:, None] / 255).expand(20, 6, 1, 28, 28)  # 20 draws
     found, labels = [], torch.arange(5).expand(20, 5)
+    network: Any = learner.network
     for arm in ("none", "meta", "standard"):
-        for site in learner.network.sites[:3]:
+        for site in network.sites[:3]:
             site.p, site.dropout = rate, arm
             site.train()  # batch norm stays in eval mode
             site.start_tasks(20)
@@ -610,7 +616,7 @@ def draw_your_own(
         "SIZE": "compact" if compact else "",
         "BOXES": _boxes(),
         "PANELS": _panels(),
-        "LIMITS": _LIMITS + ("" if compact else _MORE) + kept,
+        "LIMITS": _LIMITS + (_LESS if compact else _MORE) + kept,
         "STILL": _still(begin, _shares(learner, begin, 0.6)),
         "SCRIPT": "".join(
             (_NETWORK, _BLOCKS, _INK, _DRAW, _POINTER, _ANSWER, _SHOW, _MAP, _START)

@@ -33,7 +33,8 @@ CHECKERS: dict[
 
 
 def checker(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    "Register a checker: a function of the answer that returns praise or raises `NotYet`."
+    """Register a checker: a function of the answer that returns praise or raises
+    `NotYet`."""
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         CHECKERS[name] = function
@@ -218,7 +219,8 @@ def count_tasks(answer: Callable[..., Any]) -> str:
         found = answer(n_classes, n_way)
         require(
             found == expected,
-            f"from {n_classes} classes one can pick {n_way} in {expected} ways, not {found}",
+            f"from {n_classes} classes one can pick {n_way} in {expected} ways, not "
+            f"{found}",
         )
     return f"with 964 classes there are {answer(964, 5):,} sets of five"
 
@@ -239,7 +241,8 @@ def deal(answer: Callable[..., Any]) -> str:
             support, query = dealt
             require(
                 len({*support, *query}) == 6 and {*support, *query} <= {*range(n)},
-                f"expected six different ones of {n} drawings, got {support} and {query}",
+                f"expected six different ones of {n} drawings, got {support} and "
+                f"{query}",
             )
             again = answer(n, 2, 4, np.random.default_rng(seed))
             require(
@@ -272,7 +275,8 @@ def one_alphabet(answer: Callable[..., Any]) -> str:
         alphabets = {names[c].split("/")[0] for c in classes}
         require(
             len(classes) == len({*classes}) == 5 and len(alphabets) == 1,
-            f"expected 5 different classes of one alphabet, got {classes} of {alphabets}",
+            f"expected 5 different classes of one alphabet, got {classes} of "
+            f"{alphabets}",
         )
         require(
             again == classes, "equal generators should give equal classes: use `rng`"
@@ -281,11 +285,13 @@ def one_alphabet(answer: Callable[..., Any]) -> str:
         ascending += classes == sorted(classes)
     require(
         ascending <= 10,
-        f"{ascending} of 100 tasks have their classes in order: labels carry information",
+        f"{ascending} of 100 tasks have their classes in order: labels carry "
+        "information",
     )
     require(
         len(used) == sizes["Greek"] + sizes["Tibetan"],
-        f"100 tasks use {len(used)} characters; of Greek and Tibetan together there are 20",
+        f"100 tasks use {len(used)} characters; of Greek and Tibetan together there "
+        "are 20",
     )
     return "all of Greek and Tibetan, and never Tiny"
 
@@ -303,7 +309,8 @@ def share_out(answer: Callable[..., Any]) -> str:
             and all(
                 isinstance(t, TaskBatch) and t.classes.shape == (1, 5) for t in share
             ),
-            "expected a list of batches with one task each, as `sampler.sample(1)` gives",
+            "expected a list of batches with one task each, as `sampler.sample(1)` "
+            "gives",
         )
         shares.append([tuple(task.classes[0].tolist()) for task in share])
     drawn = [classes for share in shares for classes in share]
@@ -571,7 +578,8 @@ def another_place(answer: Callable[..., Any]) -> str:
         for values, y in zip(found.values(), (clean, before, yours), strict=True):
             values.append(float(y.mean()))
     plain, pooled, mean = (float(np.mean(means)) for means in found.values())
-    text = f"mean {plain:.3f} without dropout, {pooled:.3f} before the pool, {mean:.3f} yours"
+    text = f"mean {plain:.3f} without dropout, {pooled:.3f} before the pool, "
+    text += f"{mean:.3f} yours"
     require(abs(mean - plain) < 0.5 * abs(pooled - plain), text)
     return text
 
@@ -678,7 +686,8 @@ def numbers_written(answer: Callable[..., Any]) -> str:
         found = answer(dim, n_way, k_shot)
         require(
             found == (dim + 1) * n_way,
-            f"for D, N, K = {dim}, {n_way}, {k_shot} you return {found}: try it on paper",
+            f"for D, N, K = {dim}, {n_way}, {k_shot} you return {found}: try it on "
+            "paper",
         )
     return "and shots do not matter"
 
@@ -936,7 +945,8 @@ def paired_mean(answer: Callable[..., Any]) -> str:
     found = answer({0: 0.70, 1: 0.80, 3: 0.10}, {1: 0.82, 0: 0.74, 7: 0.99})
     require(
         isinstance(found, int | float) and abs(found - 0.03) < 1e-9,
-        f"two seeds are in both, with differences of 0.04 and 0.02; you return {found!r}",
+        "two seeds are in both, with differences of 0.04 and 0.02; you return "
+        f"{found!r}",
     )
     return "a seed that one arm lacks is left out"
 
@@ -1281,7 +1291,8 @@ def another_moment(answer: Callable[..., Any]) -> str:
     for name, pair in pairs.items():
         require(
             all(0 < value < float("inf") for value in pair),
-            f"{name}: {pair} are no spreads, which are positive numbers. Are masks drawn?",
+            f"{name}: {pair} are no spreads, which are positive numbers. Are masks "
+            "drawn?",
         )
     require(
         pairs["untrained"] != pairs["trained"],
@@ -1415,7 +1426,8 @@ def _gap(answer: Callable[..., Any]) -> str:
         found, expected = answer(known, new), 100 * (np.mean(known) - np.mean(new))
         require(
             isinstance(found, int | float) and abs(found - expected) < 1e-6,
-            f"known {known}, new {new}: the gap is {expected:.2f}, you return {found!r}",
+            f"known {known}, new {new}: the gap is {expected:.2f}, you return "
+            f"{found!r}",
         )
     return "points, from means over seeds"
 

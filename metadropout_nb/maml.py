@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from .embedding_network import EmbeddingNetwork, TaskBatchNorm
-from .meta_dropout import sites
-from .training import Learner, check_task
+from .meta_dropout import MetaDropout, sites
+from .training import Learner, check_task, whole_labels
 
 # %% ../nbs/08_maml.ipynb #4b86e59f
 Parameters = dict[str, Tensor]  # by name, as in `named_parameters`
@@ -27,8 +27,8 @@ class MAML(Learner):
     """Model-agnostic meta-learning (Finn et al., 2017, algorithm 2) with a linear head.
 
     Masks are the same at every inner step of a task, and on its query pass unless the
-    arm says otherwise. Raises `ValueError` for a network of your own with batch norm that
-    is not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
+    arm says otherwise. Raises `ValueError` for a network of your own with batch norm
+    that is not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
 
     meta_batch = 4
     chunk = 1  # each task has weights of its own: only a GPU gains by more
@@ -62,8 +62,9 @@ class MAML(Learner):
             counts = getattr(layer, "track_running_stats", False)
             if counts and not isinstance(layer, TaskBatchNorm):
                 raise ValueError(
-                    f"{type(layer).__name__} would move its running statistics at every "
-                    "inner step: in a network for MAML, use TaskBatchNorm in its place"
+                    f"{type(layer).__name__} would move its running statistics at "
+                    "every inner step: in a network for MAML, use TaskBatchNorm in "
+                    "its place"
                 )
         self.head = nn.Linear(embedding_dim, num_classes)
         self.inner_steps, self.first_order = inner_steps, first_order
@@ -110,12 +111,12 @@ class MAML(Learner):
         parameters: Parameters,
         images: Tensor,  # `[B, C, H, W]`
         query: bool = False,
-        masks: Parameters | None = None,  # by buffer name; None: those the sites hold
+        masks: Parameters | None = None,  # by name; None: those the sites hold
     ) -> Tensor:  # `[B, N]`
         "One pass with given weights."
         state = {name.removeprefix("network."): p for name, p in parameters.items()}
         weight, bias = state.pop("head.weight"), state.pop("head.bias")
-        state |= masks or {}
+        self._hold(masks or {})
         network = lambda *inputs: functional_call(self.network, state, inputs)
         embeddings = self.embed(images, query, network)
         with torch.autocast(images.device.type, enabled=False):
@@ -131,7 +132,7 @@ class MAML(Learner):
 
         def support_loss(parameters: Parameters) -> Tensor:
             return F.cross_entropy(
-                self.logits(parameters, support_x, masks=masks), support_y
+                self.logits(parameters, support_x, masks=masks), whole_labels(support_y)
             )
 
         parameters, losses = self.initial(), []
@@ -185,9 +186,12 @@ class MAML(Learner):
             else:
                 masks = self._held_masks(support_x)
                 with torch.autocast(support_x.device.type, enabled=False):
-                    logits, losses, statistics = vmap(self.adapt_and_classify)(
-                        masks, *inputs
-                    )
+                    try:
+                        logits, losses, statistics = vmap(self.adapt_and_classify)(
+                            masks, *inputs
+                        )
+                    finally:
+                        self._hold(masks)
                 statistics = [(mean[:, 0], var[:, 0]) for mean, var in statistics]
         if self.training:
             for norm, (mean, var) in zip(self.norms, statistics, strict=True):
@@ -217,10 +221,11 @@ class MAML(Learner):
 
     @contextmanager
     def _apart(self, fused: bool = True) -> Iterator[None]:
-        """Inside, batch norm's passes count for nothing; `fused` is what its layers get.
+        """Inside, batch norm's passes count for nothing; `fused` is what its layers
+        get.
 
-        What they have seen there may belong to `vmap` or `grad`: it does not stay. Nor do
-        the wrappers of `grad` around masks: `detach` takes them off."""
+        What they have seen there may belong to `vmap` or `grad`: it does not stay. Nor
+        do the wrappers of `grad` around masks: `detach` takes them off."""
         for norm in self.norms:
             norm.gathers, norm.fused = False, fused
         try:
@@ -229,16 +234,27 @@ class MAML(Learner):
             for norm in self.norms:
                 norm.gathers, norm.fused, norm.seen = True, True, None
             for site in sites(self.network):
-                for name, mask in site.named_buffers():
-                    setattr(site, name, mask.detach())
+                for name in ("mask", "query_mask"):
+                    if (mask := getattr(site, name)) is not None:
+                        setattr(site, name, mask.detach())
 
     def _held_masks(self, support_x: Tensor) -> Parameters:
-        "In train mode, start the tasks that came in: their masks, by buffer name."
-        if not self.training:
+        "In train mode, start the tasks that came in: their masks, by name."
+        if not any(site.training for site in sites(self.network)):
             return {}
         self.network.reset_dropout_masks(support_x.shape)
-        buffers = self.network.named_buffers()
-        return {name: buffer for name, buffer in buffers if name.endswith("mask")}
+        return {
+            f"{name}.{which}": mask
+            for name, layer in self.network.named_modules()
+            if isinstance(layer, MetaDropout)
+            for which in ("mask", "query_mask")
+            if (mask := getattr(layer, which)) is not None
+        }
+
+    def _hold(self, masks: Parameters) -> None:
+        for name, mask in masks.items():
+            layer, _, which = name.rpartition(".")
+            setattr(self.network.get_submodule(layer), which, mask)
 
     def _check_losses(self, losses: Tensor) -> None:  # `[steps]` or `[T, steps]`
         if not losses.isfinite().all():

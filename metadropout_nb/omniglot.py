@@ -99,7 +99,8 @@ class Characters:
 
 # %% ../nbs/01_characters.ipynb #5e089ac7
 def _strokes(rng: np.random.Generator) -> list[np.ndarray]:
-    "The skeleton of a new class: two to four strokes, each four control points in the unit square."
+    """The skeleton of a new class: two to four strokes, each four control points in the
+    unit square."""
     corners = rng.uniform(0.15, 0.85, (rng.integers(2, 5), 2, 2))
     strokes = []
     for start, end in corners:
@@ -161,10 +162,12 @@ def glyphs(
     size: int = 28,  # pixels a side
     seed: int = 0,  # another seed, another alphabet
 ) -> Characters:
-    "Invented characters, drawn by a seeded stroke program: no download, any number of classes."
+    """Invented characters, drawn by a seeded stroke program: no download, any number of
+    classes."""
     if min(n_classes, n_drawings, size) < 1:
         raise ValueError(
-            f"glyphs needs at least one class, drawing and pixel, got {n_classes}, {n_drawings}, {size}"
+            f"glyphs needs at least one class, drawing and pixel, got {n_classes}, "
+            f"{n_drawings}, {size}"
         )
     images = np.empty((n_classes, n_drawings, size, size), np.uint8)
     for c in range(n_classes):
@@ -319,8 +322,8 @@ def _sort_out(
         beside = (f"{found}/".startswith(f"{of_class}/") for found in classes)
         if of_class and not any(beside):
             raise ValueError(
-                f"{_plain(where)}: nothing of the class {_plain(of_class)} can be read: "
-                f"{_some(names)}; save as PNG, say, or remove the folder"
+                f"{_plain(where)}: nothing of the class {_plain(of_class)} can be "
+                f"read: {_some(names)}; save as PNG, say, or remove the folder"
             )
     if not classes:
         raise ValueError(
@@ -434,8 +437,8 @@ def _read(
                 height, width = drawing.shape[-2:]
                 if height != width:
                     raise ValueError(
-                        f"{told} is {height}x{width} (height, width), but networks here "
-                        "take square images: pad or crop it first"
+                        f"{told} is {height}x{width} (height, width), but networks "
+                        "here take square images: pad or crop it first"
                     )
                 drawing = resize(drawing[None, None], size or height)[0, 0]
                 images = images if len(images) else blank(*drawing.shape)
@@ -459,8 +462,9 @@ def load_folder(
 ) -> Characters:
     """Characters of your own, dark ink on light paper; classes may differ in number.
 
-    Raises `FileNotFoundError` where there is no such folder, `ValueError` for one without
-    images, with a class or a file that cannot be read, or an image that is not square."""
+    Raises `FileNotFoundError` where there is no such folder, `ValueError` for one
+    without images, with a class or a file that cannot be read, or an image that is not
+    square."""
     root = Path(os.path.expanduser(root))
     if not root.is_dir():
         raise FileNotFoundError(f"no folder {root}")
@@ -510,13 +514,15 @@ def load_folders(
 # %% ../nbs/a1_loading.ipynb #32d16bcb
 _N_CLASSES = {"images_background": 964, "images_evaluation": 659}
 _ADVICE = (
-    "Set METADROPOUT_DATA to a folder that holds Omniglot (its two zips or their extracted folders), "
+    "Set METADROPOUT_DATA to a folder that holds Omniglot (its two zips or their "
+    "extracted folders), "
     "or work offline with glyphs(n_classes)."
 )
 
 # %% ../nbs/a1_loading.ipynb #72d891fd
 def _find(root: Path, split: str) -> Path | None:
-    "Where a split lies under `root`: an extracted tree, torchvision's or plain, else a zip."
+    """Where a split lies under `root`: an extracted tree, torchvision's or plain, else
+    a zip."""
     places = [
         folder / name
         for name in (split, f"{split}.zip")
@@ -526,7 +532,8 @@ def _find(root: Path, split: str) -> Path | None:
 
 # %% ../nbs/a1_loading.ipynb #a6473c66
 def _read_zip(path: Path, size: int) -> Characters:
-    "Decode a zip of Omniglot in memory; nothing is extracted, so no name in it leads anywhere."
+    """Decode a zip of Omniglot in memory; nothing is extracted, so no name in it leads
+    anywhere."""
     with _open(path) as file, zipfile.ZipFile(file) as archive:
         if sum(info.file_size for info in archive.infolist()) > MOST_BYTES:
             raise ValueError(
@@ -547,7 +554,8 @@ def _read_zip(path: Path, size: int) -> Characters:
 
 # %% ../nbs/a1_loading.ipynb #8b73b6bc
 def _download(cache: Path, background: bool) -> Path:
-    "Fetch one split through torchvision into a folder of its own, then move it into place."
+    """Fetch one split through torchvision into a folder of its own, then move it into
+    place."""
     from torchvision.datasets import Omniglot
 
     with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
@@ -602,7 +610,8 @@ def _load_cached(path: Path) -> Characters | None:
 
 
 def _save_cached(path: Path, characters: Characters) -> None:
-    "Write in a temporary folder, then move: a reader never sees half a file, and a full disk leaves none."
+    """Write in a temporary folder, then move: a reader never sees half a file, and a
+    full disk leaves none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -619,15 +628,15 @@ def _save_cached(path: Path, characters: Characters) -> None:
 # %% ../nbs/a1_loading.ipynb #26e21e5f
 def load_omniglot(
     root: str | Path | None = None,  # None: `METADROPOUT_DATA`, else the user's cache
-    background: bool = True,  # the 964 characters to train on; False: the 659 to test on
+    background: bool = True,  # 964 characters to train on; False: 659 to test on
     size: int = 105,  # pixels a side; the originals have 105
     rotations: bool = False,  # add every class at 90, 180 and 270 degrees
-    download: bool = True,  # with no `root` and nothing cached, download through torchvision
+    download: bool = True,  # through torchvision, without `root` or cache
 ) -> Characters:
     """Omniglot (Lake et al., 2015), decoded once and cached.
 
-    Raises `FileNotFoundError` where the split is not under `root`, `ConnectionError` where it cannot be downloaded,
-    `ValueError` for a damaged zip or image."""
+    Raises `FileNotFoundError` where the split is not under `root`, `ConnectionError`
+    where it cannot be downloaded, `ValueError` for a damaged zip or image."""
     if size < 1:
         raise ValueError(f"size must be at least 1, got {size}")
     split = "images_background" if background else "images_evaluation"
@@ -673,7 +682,8 @@ def load_omniglot(
             _save_cached(cached, characters)
     if len(characters) != _N_CLASSES[split]:
         warnings.warn(
-            f"{source} holds {len(characters)} of Omniglot's {_N_CLASSES[split]} characters",
+            f"{source} holds {len(characters)} of Omniglot's {_N_CLASSES[split]} "
+            "characters",
             stacklevel=2,
         )
     return rotate(characters) if rotations else characters

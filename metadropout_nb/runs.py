@@ -493,6 +493,7 @@ def _processes(n: int) -> Iterator[Callable[[Run, Path, bool], tuple[Run, str]]]
         try:
             return process.submit(_execute_and_write, run, path, False).result()
         except BrokenProcessPool:
+            process.shutdown()
             process = started()
             told = "its process was killed, perhaps for want of memory (then use fewer "
             return run, told + "jobs); the same call goes on where it was"
@@ -506,9 +507,9 @@ def _processes(n: int) -> Iterator[Callable[[Run, Path, bool], tuple[Run, str]]]
     try:
         yield there
     finally:
-        held.close()
         while not idle.empty():
-            idle.get().shutdown(wait=False, kill_workers=True)
+            idle.get().shutdown(kill_workers=True)
+        held.close()  # which ends those that are at work
 
 
 def _watch(pipe: Connection) -> None:

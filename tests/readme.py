@@ -16,13 +16,15 @@ IMAGES = "nbs/images"
 class HideDirectives(Preprocessor):
     """What Quarto does with `#|` lines.
 
-    It drops them and the source of cells with `echo: false`, and keeps the alt text."""
+    It drops them and the source of cells with `echo: false`, and keeps the alt text.
+    What runs in a page alone is left out."""
 
     def preprocess_cell(self, cell, resources, index):
         if cell.cell_type == "code":
             resources.setdefault("alt", []).extend(
                 re.findall(r'^#\| fig-alt: "(.*)"$', cell.source, flags=re.M)
             )
+            cell.outputs = [each for each in cell.outputs if "<iframe" not in str(each)]
             hidden = "#| echo: false" in cell.source
             cell.source = (
                 "" if hidden else re.sub(r"^#\|.*\n", "", cell.source, flags=re.M)

@@ -12,6 +12,7 @@ from scipy import stats
 from metadropout_nb import comparison
 from metadropout_nb.comparison import (
     CLAIMS,
+    FEW,
     LEARNER_NAMES,
     MAIN,
     VARIED,
@@ -21,14 +22,17 @@ from metadropout_nb.comparison import (
     Rows,
     answers,
     arm_label,
+    between,
     compare_all,
     corrected_p_values,
     group_results,
+    loss_change,
     missing_rows,
     over_learners,
     paired_differences,
     planned_runs,
     rank_learners,
+    short_answer,
     split_protocols,
     spread_changes,
 )
@@ -445,6 +449,52 @@ def sample(learner, arm, seed, mean, tasks_tested=1000, **settings):
     )
 
 
+def few(shared, noise=0.001):
+    "Runs on 30 characters: dropout gains three points; a shared mask, so much more."
+    means = {"none": 0.7, "standard": 0.73, "separate": 0.73, "meta": 0.73 + shared}
+    found = [
+        sample(learner, arm, seed, mean + noise * (seed % 3 - 1) * (arm == "meta"))
+        for learner in ("proto", "eb")
+        for seed in range(6)
+        for arm, mean in means.items()
+    ]
+    for one in found:
+        one["run"]["train_classes"] = 30
+        one["losses"] = [0.6 if one["run"]["arm"] == "standard" else 1.0] * 1000
+    return found
+
+
+@pytest.mark.parametrize(
+    "shared, noise, said",
+    [
+        (0.03, 0.001, "helps"),
+        (-0.03, 0.001, "hurts"),
+        (0.0, 0.001, "adds less than a point, if anything"),
+        (-0.008, 0.01, "adds less than a point, if anything"),
+        (0.008, 0.01, "costs less than a point, if anything"),
+        (0.0, 0.05, "is undecided"),
+    ],
+)
+def test_the_short_answer_says_what_the_intervals_say(shared, noise, said):
+    told = short_answer(few(shared, noise))
+    assert "only 30 characters to train on, dropout helps**: +3.0 (" in told
+    assert "-40% test loss" in told and "2 learners, 6 seeds" in told
+    assert f"between support and query {said}**: {100 * shared:+.1f} (" in told
+
+
+def test_the_short_answer_of_other_runs_is_that_there_is_none():
+    assert "Not run yet" in short_answer([sample("eb", "meta", 0, 0.8)])
+
+
+def test_differences_and_losses_of_two_arms():
+    comparison = compare_all(few(0.01))[FEW]
+    found = between(comparison, "meta", "separate")
+    assert list(found) == ["proto", "eb"]
+    assert all(d.mean == pytest.approx(0.01, abs=1e-3) for d in found.values())
+    assert loss_change(comparison, "standard", "none") == pytest.approx(-0.4)
+    assert between(comparison, "support", "none") == {}
+
+
 def test_masks_alone_stand_beside_the_seeds():
     plain = [
         sample("original", arm, seed, 0.8)
@@ -497,7 +547,9 @@ def test_answers_agree_with_the_tables():
         [comparison.reports["original", "none"][seed].accuracy for seed in range(5)]
     )
     assert f"from {without:.1%}" in told["original"]
-    assert "One pair of the origin's, at 105x105, claims +2.16 points." in told["original"]
+    assert (
+        "One pair of the origin's, at 105x105, claims +2.16 points." in told["original"]
+    )
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 4), difference.by_seed.std(ddof=1)
     assert difference.prediction_interval.half_width == pytest.approx(

@@ -28,7 +28,9 @@ def margin_first(low, high, margin):
 def by_the_middle(low, high, margin):
     "Judges by the middle of the interval."
     middle = (low + high) / 2
-    return "no difference" if abs(middle) < margin else "helps" if middle > 0 else "hurts"
+    return (
+        "no difference" if abs(middle) < margin else "helps" if middle > 0 else "hurts"
+    )
 
 
 def one_side(low, high, margin):
