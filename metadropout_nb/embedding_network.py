@@ -161,8 +161,12 @@ class TaskBatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, length)
             self.running_var.lerp_(var, length)
             self.num_batches_tracked += 1
-            self.gathered.zero_()
-            self.passes = 0
+            self.forget()
+
+    def forget(self) -> None:
+        "Drop what was gathered since the last step."
+        self.gathered.zero_()
+        self.passes = 0
 
     def train(self, mode: bool = True) -> "TaskBatchNorm":
         if not mode:
@@ -179,8 +183,7 @@ class TaskBatchNorm(nn.BatchNorm2d):
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        self.gathered.zero_()
-        self.passes = 0
+        self.forget()
         super()._load_from_state_dict(*args)
 
 # %% ../nbs/04_embedding_network.ipynb #3bfb426f
@@ -411,7 +414,8 @@ class EmbeddingNetwork(nn.Module):
         for layer in self.modules():
             if isinstance(layer, MetaDropout | TaskBatchNorm):
                 layer.query = query
-            if isinstance(layer, MetaDropout) and not layer.tasks and images.dim() == 5:
+            begins = isinstance(layer, MetaDropout) and layer.active and not layer.tasks
+            if begins and images.dim() == 5:
                 layer.start_tasks(len(images))
         # In memory channels come last, also where there is only one.
         x = images.to(self.linear.weight.dtype).movedim(-3, -1).flatten(-2)

@@ -373,7 +373,13 @@ def fit(
         tasks = sampler.sample(min(meta_batch, n_tasks - first))
         share = hooks.share(len(tasks))
         seed_masks(learner, seed, first + share.start)
-        sums = add_gradients(learner, tasks, share, chunk, autocast, first)
+        try:
+            sums = add_gradients(learner, tasks, share, chunk, autocast, first)
+        except BaseException:  # half an update leaves no trace
+            for layer in learner.modules():
+                if isinstance(layer, TaskBatchNorm):
+                    layer.forget()
+            raise
         loss, accuracy = (hooks.summed(learner, sums) / len(tasks)).tolist()
         nn.utils.clip_grad_norm_(learner.parameters(), clip)
         optimizer.param_groups[0]["lr"] = lr * SCHEDULES[schedule](first / n_tasks)
