@@ -221,7 +221,8 @@ class MetaDropout(nn.Module):
             )
 
     def _passing(self, query: bool) -> bool:  # whether query samples pass
-        "Keep count of passes, and send `checkpoint`'s second pass the way of the first."
+        """Keep count of passes, and send `checkpoint`'s second pass the way of the
+        first."""
         query = query and self.dropout != "meta"
         if in_backward() and self.passes:
             if len(self.masks) > 1 or self.tasks != self.masks[0][0]:

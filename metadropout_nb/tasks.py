@@ -197,7 +197,8 @@ class TaskDataset(Dataset[TaskBatch]):
     ):
         if min(n_tasks, meta_batch) < 1:
             raise ValueError(
-                f"n_tasks and meta_batch must be at least 1, got {n_tasks}, {meta_batch}"
+                f"n_tasks and meta_batch must be at least 1, got {n_tasks}, "
+                f"{meta_batch}"
             )
         self.sampler, self.meta_batch = sampler, meta_batch
         self.numbers = range(sampler.next_task, sampler.next_task + n_tasks)

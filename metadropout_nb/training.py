@@ -123,7 +123,8 @@ class Learner(nn.Module):
             return self.classify(support, support_y, query)
 
     def start_tasks(self, support_x: Tensor) -> None:
-        "Give the tasks that came in masks of their own, where any site is in train mode."
+        """Give the tasks that came in masks of their own, where any site is in train
+        mode."""
         layers = sites(self.network)
         if any(site.training for site in layers):
             for site in layers:
@@ -491,7 +492,8 @@ def evaluate(
     finite."""
     if tasks.classes.dim() != 2:
         raise ValueError(
-            "these tasks have no leading T: a batch of one task is batch[:1], not batch[0]"
+            "these tasks have no leading T: a batch of one task is batch[:1], not "
+            "batch[0]"
         )
     chunk = learner.chunk if chunk is None else chunk
     modes = [(module, module.training) for module in learner.modules()]

@@ -61,9 +61,11 @@ def page_of(notebook) -> str:
         for output in cell.outputs:
             if alt and "image/png" in output.get("data", {}):
                 output.metadata["image/png"] = {"alt": alt[1].strip('"')}
-    body, _ = HTMLExporter(
-        template_name="basic", exclude_input=True
-    ).from_notebook_node(notebook)
+    exporter = HTMLExporter(
+        template_name="basic", exclude_input=True, embed_images=True
+    )
+    where = {"metadata": {"path": str(NBS)}}
+    body, _ = exporter.from_notebook_node(notebook, where)
     body = body.replace('alt="No description has been provided for this image"', "")
     rules = re.sub(r"^//.*$", "", (NBS / "styles.scss").read_text(), flags=re.M)
     style = THEMES + rules.replace(".cell-output-display", ".output_area")

@@ -431,7 +431,7 @@ class TestProcesses:
         fine = [1.0] * run.test_tasks
         return {"run": asdict(run), "accuracies": fine, "losses": fine}
 
-    @pytest.mark.parametrize("how", ["SIGKILL", "SIGABRT", "exit"])
+    @pytest.mark.parametrize("how", ["SIGKILL", "exit"])
     def test_a_killed_worker_is_named_and_the_others_finish(self, tmp_path, how):
         "In a process of its own, whose run dies by itself."
         code = f"""
