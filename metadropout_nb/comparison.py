@@ -995,14 +995,7 @@ def answers(
             learner: _answer(learner, claim, None, 0)
             for learner, claim in CLAIMS.items()
         }
-    gains, sharing = (
-        found.of_arm(),
-        {
-            d.learner: d
-            for d in paired_differences(found.reports, "standard")
-            if d.arm == "meta"
-        },
-    )
+    gains, sharing = found.of_arm(), between(found, "meta", "standard")
     means = {
         learner: float(
             np.mean(
