@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLACES', 'EMBEDDING_RATES', 'NAMED', 'check_name',
-           'load_split', 'training_characters', 'Run', 'settings_slug', 'special_settings', 'build_learner',
+           'load_split', 'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner',
            'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result', 'sweep', 'load_results']
 
 # %% ../nbs/a5_runs.ipynb #238e3055
+import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import InitVar, asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import count
@@ -47,6 +49,7 @@ from metadropout_nb.omniglot import (
     _open,
     _plain,
     glyphs,
+    load_folders,
     load_omniglot,
     rotate,
 )
@@ -114,22 +117,6 @@ DATA = ("glyphs", "omniglot", "validation")
 PLACES = ("before_pool", "after_pool", "embedding")  # of the masks
 EMBEDDING_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)  # where the embedding alone is masked
 
-
-def training_characters(run: "Run") -> Characters:
-    """What a run trains on. With `train_classes`, equal seeds give equal characters,
-    and fewer are the first of more. Raises `ValueError` for more than there are."""
-    characters, _ = load_split(run.data, run.size)
-    characters = rotate(characters) if run.rotations else characters
-    n = run.train_classes
-    if n is None:
-        return characters
-    if n > len(characters):
-        raise ValueError(
-            f"train_classes={n}, but there are {len(characters)} characters to train on"
-        )
-    order = np.random.default_rng((SUBSET_KEY, run.seed)).permutation(len(characters))
-    return characters[order[:n].tolist()]
-
 # %% ../nbs/a5_runs.ipynb #dff41692
 @dataclass(frozen=True)
 class Run:
@@ -140,7 +127,7 @@ class Run:
     learner: str = "original"  # a key of `LEARNERS`
     arm: str = "meta"  # "none", "standard", "meta", "separate" or "support"
     seed: int = 0  # of the initial weights, the training tasks and the masks
-    data: str = "glyphs"  # "glyphs", "omniglot" or "validation"
+    data: str = "glyphs"  # "glyphs", "omniglot", "validation", or as `own_data` says
     size: int = 28  # pixels a side
     n_way: int = 5
     k_shot: int = 1
@@ -162,11 +149,17 @@ class Run:
     train_classes: int | None = None  # characters to train on; None: all
     place: str = "before_pool"  # of the masks; or "after_pool", "embedding"
     bfloat16: bool = False  # convolutions and matrix products, training and test
+    color: bool = False  # pictures of your own, in three channels
+    folders: InitVar[
+        tuple[str, ...]
+    ] = ()  # where those lie; neither stored nor compared
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, folders: tuple[str, ...]) -> None:
         _check_settings(self)
         check_name("learner", self.learner, LEARNERS)
-        check_name("data", self.data, DATA)
+        if not _OWN.fullmatch(self.data):
+            check_name("data", self.data, DATA)
+        object.__setattr__(self, "folders", tuple(folders))
         check_arm(self.arm)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("statistics", self.statistics, (None, *STATISTICS))
@@ -188,6 +181,89 @@ class Run:
             if name not in ("learner", "arm", "seed")
         }
         return f"{self.learner}-{self.arm}-{settings_slug(settings)}-seed{self.seed}"
+
+# %% ../nbs/a5_runs.ipynb #d780ae8e
+def training_characters(run: Run) -> Characters:
+    """What a run trains on. With `train_classes`, equal seeds give equal characters,
+    and fewer are the first of more. Raises `ValueError` for more than there are."""
+    characters, _ = _split_of(run)
+    characters = rotate(characters) if run.rotations else characters
+    n = run.train_classes
+    if n is None:
+        return characters
+    if n > len(characters):
+        raise ValueError(
+            f"train_classes={n}, but there are {len(characters)} characters to train on"
+        )
+    order = np.random.default_rng((SUBSET_KEY, run.seed)).permutation(len(characters))
+    return characters[order[:n].tolist()]
+
+# %% ../nbs/a5_runs.ipynb #94acf8d2
+def own_data(
+    *folders: str | Path,  # one to be split by class, or one to train and one to test
+    size: int = 28,  # pixels a side
+    color: bool | None = None,  # None: where any picture has some
+    n_way: int = 5,
+    k_shot: int = 1,
+) -> dict[str, Any]:  # settings of a `Run`
+    """What makes a run one on pictures of your own: `Run(**own_data("photos"))`.
+
+    Raises what `load_folders` raises, and `ValueError` for a class with too few
+    pictures."""
+    places = tuple(map(str, folders))
+    _read_own.cache_clear()  # a folder may have changed since
+    if color is None:
+        _, *parts = _read_own(places, size, True, n_way)
+        color = any(bool((p.images != p.images[:, :, :1]).any()) for p in parts)
+    data, train, test = _read_own(places, size, color, n_way)
+    names, counts = train.names + test.names, train.counts + test.counts
+    if (fewest := min(counts)) <= k_shot:
+        raise ValueError(
+            f"{', '.join(places)}: {fewest} picture of {names[counts.index(fewest)]}, "
+            f"but a task takes {k_shot} to learn from and at least one to ask about: "
+            "add some, or remove the folder of that class"
+        )
+    settings = {"data": data, "size": size, "color": color, "folders": places}
+    settings |= {"n_way": n_way, "k_shot": k_shot}
+    queries = {"n_query": Run.n_query, "test_query": Run.test_query}
+    return settings | {of: min(n, fewest - k_shot) for of, n in queries.items()}
+
+# %% ../nbs/a5_runs.ipynb #bf8a8b42
+_OWN = re.compile("own-[0-9a-f]{12}")  # how `own_data` names what it read
+
+
+@lru_cache(maxsize=2)
+def _read_own(
+    folders: tuple[str, ...], size: int, color: bool, n_way: int
+) -> tuple[str, Characters, Characters]:  # name, to train on, to test on
+    first, second = folders[0], folders[1] if len(folders) > 1 else None
+    train, test = load_folders(first, second, size=size, color=color, at_least=n_way)
+    digest = hashlib.sha256()
+    for part in (train, test):
+        digest.update(f"{list(part.images.shape)} {part.counts}".encode())
+        digest.update(part.images.flatten().numpy().data)
+    return f"own-{digest.hexdigest()[:12]}", train, test
+
+
+def _split_of(run: Run, download: bool = True) -> tuple[Characters, Characters]:
+    "The data of a run: to train on, to test on."
+    folders = vars(run)["folders"]
+    if not (folders or _OWN.fullmatch(run.data)):
+        return load_split(run.data, run.size, download)
+    if not folders:
+        raise ValueError(
+            f"{run.data} are pictures of somebody's own: say where they lie (--data, or "
+            "--train-data and --test-data)"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `own_data` has said it
+        found, train, test = _read_own(folders, run.size, run.color, run.n_way)
+    if found != run.data:
+        raise ValueError(
+            f"{' and '.join(folders)}: these pictures are {found}, not {run.data}, "
+            "which the run is about"
+        )
+    return train, test
 
 # %% ../nbs/a5_runs.ipynb #545730ce
 NAMED = ("data", "size", "n_way", "k_shot", "tasks")  # settings that every name tells
@@ -254,6 +330,8 @@ def build_learner(run: Run) -> Learner:
     }
     if run.statistics:
         settings["statistics"] = run.statistics
+    if run.color:
+        settings["in_channels"] = 3
     if run.place == "embedding":
         settings["dropout_rates"] = EMBEDDING_RATES
     learner = LEARNERS[run.learner](num_classes=run.n_way, **settings)
@@ -311,9 +389,9 @@ def frozen_tasks(
     Fewer are the first of more. Raises `ValueError` for more than memory holds."""
     n_tasks = run.test_tasks if n_tasks is None else n_tasks
     images = n_tasks * run.n_way * (run.k_shot + run.test_query)
-    if images * run.size**2 > 8 * MOST_BYTES:
+    if images * run.size**2 * (3 if run.color else 1) > 8 * MOST_BYTES:
         raise ValueError(f"{n_tasks:,} test tasks would fill the memory")
-    _, characters = load_split(run.data, run.size, download)
+    _, characters = _split_of(run, download)
     sampler = TaskSampler(
         characters, run.n_way, run.k_shot, run.test_query, seed=TEST_SEED
     )
@@ -411,8 +489,8 @@ def sweep(
         pass  # a folder that cannot be written is found out now, not after the training
     paths = {run: folder / f"{run.name}.json" for run in runs}
     todo = [run for run, path in paths.items() if _problem(run, path)]
-    for data, size in {(run.data, run.size) for run in todo}:
-        load_split(data, size)  # decode and cache once, not once per process
+    for run in {(run.data, run.size): run for run in todo}.values():
+        _split_of(run)  # decode and cache once, not once per process
     here = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
     if here:  # and not on a cluster
         jobs = min(effective_n_jobs(jobs), max(len(todo), 1))
@@ -468,7 +546,8 @@ def _execute_and_write(
             if problem:
                 write_json(path, execute(run, progress, checkpoint))
             checkpoint.unlink(missing_ok=True)
-            lock.unlink(missing_ok=True)  # who waits for it finds the run finished
+            if os.name == "posix":  # elsewhere an open file cannot be removed
+                lock.unlink(missing_ok=True)  # who waits finds the run finished
     except Timeout:
         pass
     except Exception as error:  # the others go on; at the end `sweep` names this one
@@ -535,5 +614,7 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
     ]
     if not paths:
         told = f"run `metadropout compare --out {folder}` first"
+        if (Path(folder) / "learner.json").exists():
+            told = f"it holds one learner, which `metadropout evaluate {folder}` tests"
         raise FileNotFoundError(f"no results (*.json) in {folder}: {told}")
     return [read_result(path) for path in paths]

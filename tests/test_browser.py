@@ -1,10 +1,10 @@
-"""The chapters in a real browser: no script error, no missing image, readable anywhere.
+"""Chapters in a real browser: no script error, no missing image, readable anywhere.
 
 That is in light, in dark and on a telephone. A page is nbconvert's plain HTML with the
-few rules of Quarto's two themes that decide about colour and width, and those of our
-own nbs/styles.scss. Code cells are left out, since the theme alone colours and wraps
-them: what is found here, in prose, tables, figures and printed text, is ours. Formulas
-stay TeX, as MathJax is not to be had offline.
+few rules of Quarto's theme that decide about colour and width, and those of our own
+nbs/styles.scss, with the colours of nbs/dark.scss. Code cells are left out, since the
+theme alone colours and wraps them: what is found here, in prose, tables, figures and
+printed text, is ours. Formulas stay TeX, as MathJax is not to be had offline.
 """
 
 import re
@@ -12,25 +12,35 @@ from configparser import ConfigParser
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import NOTEBOOKS, ROOT
+from conftest import ROOT
 from nbconvert import HTMLExporter
 from test_site import OPTION, code_cells, read
 
 NBS = ROOT / "nbs"
+# With every kind of thing that pages are made of.
+PAGES = ["index", "03_meta_dropout", "08_maml", "09_does_it_help", "cli", "glossary"]
+DARK = dict(
+    re.findall(r"^\$([\w-]+): (.+);", (NBS / "dark.scss").read_text(), flags=re.M)
+)
 
-# Quarto 1.7: cosmo by day, darkly by night; outputs scroll, code wraps, and Bootstrap
-# breaks long words of code.
-THEMES = """
-  body { margin: 1rem; font: 17px/1.5 sans-serif; background: #fff; color: #343a40; }
-  a { color: #2761e3; }
-  @media (prefers-color-scheme: dark) {
-    body { background: #222; color: #fff; }
-    a { color: #00bc8c; }
-  }
-  .output_area { overflow-x: auto; }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-  code { overflow-wrap: break-word; }
-  .anchor-link, .prompt { display: none; }
+# Quarto 1.7, cosmo: outputs scroll, code wraps, Bootstrap breaks long words of code.
+THEMES = f"""
+  body {{ margin: 1rem; font: 17px/1.5 sans-serif; background: #fff; color: #373a3c; }}
+  a {{ color: #2761e3; }}
+  :not(pre) > code {{ color: #7d12ba; background: #f8f9fa; }}
+  figcaption {{ color: #5c6369; }}
+  tr:nth-child(odd) {{ background: #f2f2f2; }}
+  @media (prefers-color-scheme: dark) {{
+    body {{ background: {DARK["body-bg"]}; color: {DARK["body-color"]}; }}
+    a {{ color: {DARK["link-color"]}; }}
+    :not(pre) > code {{ color: {DARK["code-color"]}; background: {DARK["code-bg"]}; }}
+    figcaption {{ color: {DARK["body-secondary"]}; }}
+    tr:nth-child(odd) {{ background: {DARK["table-striped-bg"]}; }}
+  }}
+  .output_area {{ overflow-x: auto; }}
+  pre {{ white-space: pre-wrap; overflow-wrap: anywhere; }}
+  code {{ overflow-wrap: break-word; }}
+  .anchor-link, .prompt {{ display: none; }}
 """
 RULES = [
     "color-contrast",
@@ -67,8 +77,10 @@ def page_of(notebook) -> str:
     where = {"metadata": {"path": str(NBS)}}
     body, _ = exporter.from_notebook_node(notebook, where)
     body = body.replace('alt="No description has been provided for this image"', "")
-    rules = re.sub(r"^//.*$", "", (NBS / "styles.scss").read_text(), flags=re.M)
-    style = THEMES + rules.replace(".cell-output-display", ".output_area")
+    _, rules = (NBS / "styles.scss").read_text().split("/*-- scss:rules --*/")
+    rules = re.sub(r"^//.*$", "", rules, flags=re.M)
+    rules = rules.replace(".cell-output-display", ".output_area")
+    style = THEMES + rules.replace(".cell-output", ".output_area")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>A chapter</title><style>{style}</style>"
@@ -96,9 +108,9 @@ def problems(page, html) -> list[str]:
     page.on("pageerror", lambda error: found.append(f"script error: {error}"))
     page.set_content(html, wait_until="load")
     found += [f"missing image: {image}" for image in page.evaluate(BROKEN)]
-    found += [
-        f"wider than the screen: {element}" for element in page.evaluate(TOO_WIDE)
-    ]
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        found += [f"wider than {width}: {each}" for each in page.evaluate(TOO_WIDE)]
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         options = {
@@ -113,9 +125,9 @@ def problems(page, html) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_chapter_in_the_browser(page, path):
-    assert problems(page, page_of(read(path))) == []
+@pytest.mark.parametrize("name", PAGES)
+def test_a_chapter_in_the_browser(page, name):
+    assert problems(page, page_of(read(NBS / f"{name}.ipynb"))) == []
 
 
 @pytest.mark.parametrize(
@@ -123,7 +135,7 @@ def test_a_chapter_in_the_browser(page, path):
     [
         ("<script>gone()</script>", "script error"),
         ('<img alt="a" src="data:image/png;base64,AAAA">', "missing image"),
-        ('<div style="width: 500px">wide</div>', "wider than the screen"),
+        ('<div style="width: 500px">wide</div>', "wider than 390"),
         ('<p style="color: #ccc">pale</p>', "color-contrast (light)"),
         ('<p style="color: #333">dim</p>', "color-contrast (dark)"),
         (
@@ -138,6 +150,19 @@ def test_every_kind_of_problem_is_found(page, html, fault):
     assert any(fault in problem for problem in found), found
 
 
+SCRIPT = (NBS / "page.html").read_text()
+
+
+def show(page, body):
+    "A page of the site, at an address, so that it can remember."
+    address = "http://site.test/page.html"
+    html = document("<title>Page</title>", body + SCRIPT)
+    page.route(
+        address, lambda route: route.fulfill(body=html, content_type="text/html")
+    )
+    page.goto(address)
+
+
 def test_a_chapter_links_to_colab_and_to_its_notebook(page):
     "On a page like Quarto's, and from the address in settings.ini alone."
     settings = ConfigParser()
@@ -146,9 +171,8 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
     file = f"{git_url}/blob/main/nbs/02_tasks.ipynb"
     source = f'<a class="toc-action" href="{file}">View source</a>'
     head = '<header id="title-block-header"></header>'
-    script = (NBS / "chapter_links.html").read_text()
-    page.set_content(f'{head}<div class="cell"></div>{source}{script}')
-    colab, download = page.locator(".chapter-links > a").all()
+    show(page, f'{head}<div class="cell"></div>{source}')
+    colab, download, _ = page.locator(".chapter-links > a").all()
     on_github = file.removeprefix("https://github.com")
     where = f"https://colab.research.google.com/github{on_github}"
     assert colab.get_attribute("href") == where
@@ -163,16 +187,59 @@ def test_a_chapter_links_to_colab_and_to_its_notebook(page):
         f"%cd {name}/nbs",
     ]
     assert page.locator(".chapter-links code").text_content().splitlines() == commands
-    page.set_content(f"{head}{source}{script}")  # no code, nothing to run
+    show(page, f"{head}{source}")  # no code, nothing to run
     assert page.locator(".chapter-links").count() == 0
 
 
-def test_long_code_is_closed_until_a_click(page):
-    script = (NBS / "chapter_links.html").read_text()
-    fold = (
-        '<details class="code-fold" open><summary>Code</summary><pre>{}</pre></details>'
+FOLD = """<div class="cell"><details class="code-fold" open><summary>{summary}</summary>
+<pre>{code}</pre></details>{output}</div>"""
+
+
+def test_code_for_looking_up_is_closed_until_a_click(page):
+    imports = "import os\nfrom sys import (\n    argv,\n    path,\n)\n"
+    cells = [  # summary, code, output; whether it stands open
+        ("Code", "x = 1\n" * 25, "", True),
+        ("Code", "x = 1\n" * 26, "", False),
+        ("Code", imports, "", False),
+        ("Code", f"{imports}argv", "", True),
+        ("Code", "plot()", "<img alt='' src='data:,'>", False),
+        ("Exported source", "def f(): pass", "", False),
+    ]
+    body = "".join(
+        FOLD.format(summary=summary, code=code, output=output)
+        for summary, code, output, _ in cells
     )
-    cells = "".join(fold.format("x = 1\n" * lines) for lines in (25, 26))
-    page.set_content(f"{cells}{script}")
-    found = [each.get_attribute("open") for each in page.locator("details").all()]
-    assert found == ["", None]
+    menu = '<button id="quarto-show-all-code"></button>'
+    show(page, body + menu)
+
+    def is_open():
+        return page.locator("details").evaluate_all("all => all.map(each => each.open)")
+
+    assert is_open() == [expected for *_, expected in cells]
+    page.locator("button").click()
+    show(page, body + menu)
+    assert is_open() == [True] * len(cells), "the choice is kept on the next page"
+
+
+def test_keyboard_and_phone(page):
+    "First the text, not the sidebar; tables that scroll; contents below the title."
+    wide = "<td>word</td>" * 90
+    show(
+        page,
+        '<a href="#x">sidebar</a><main id="quarto-document-content">'
+        '<header id="title-block-header"></header>'
+        f'<table style="display: block; overflow-x: auto"><tr>{wide}</tr></table>'
+        "<table><tr><td>narrow</td></tr></table></main>"
+        '<div id="quarto-margin-sidebar"><nav id="TOC"><ul>'
+        '<li><a id="t" href="#a">A</a></li><li><a href="#b">B</a></li>'
+        "</ul></nav></div>",
+    )
+    page.keyboard.press("Tab")
+    focused = "document.activeElement.getAttribute('href')"
+    assert page.evaluate(focused) == "#quarto-document-content"
+    wide, narrow = page.locator("table").all()
+    assert wide.get_attribute("tabindex") == "0"
+    assert narrow.get_attribute("tabindex") is None
+    contents = page.locator("header .contents")
+    assert contents.locator("a").all_text_contents() == ["A", "B"]
+    assert page.locator("#t").count() == 1, "no identifier twice"

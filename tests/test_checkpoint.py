@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from metadropout_nb import long_runs
 from metadropout_nb.long_runs import fit
 from metadropout_nb.maml import MAML
 from metadropout_nb.runs import LEARNERS, Run, execute, sweep
@@ -32,6 +33,7 @@ def train(
     sampler=TaskSampler,
     checkpoint=None,
     frozen=False,
+    prepare=lambda learner: None,
     **settings,
 ):
     torch.manual_seed(0)
@@ -40,6 +42,7 @@ def train(
         arguments |= {"learn_inner_lr": True, "inner_steps": 1}
     learner = LEARNERS[kind](**arguments)
     learner.network.blocks[0].requires_grad_(not frozen)
+    prepare(learner)
     stream = sampler(characters, n_way=3, n_query=2)
     settings = {"n_tasks": 7, "meta_batch": 2, "checkpoint_every": 1} | settings
     history = fit(learner, stream, checkpoint=checkpoint, **settings)
@@ -84,6 +87,49 @@ def test_a_training_with_a_frozen_layer_is_resumed(characters, tmp_path, kind):
     assert kept == [True, False, False, False]
     again, _ = train(characters, kind, PowerCut, checkpoint=file, frozen=True)
     assert same(state_of(again), state_of(through)), "the finished one is read as well"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_checkpoint_with_other_frozen_layers_is_refused(characters, tmp_path, frozen):
+    file = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, "proto", PowerCut, file, frozen=frozen)
+    with pytest.raises(ValueError, match="of a training with other frozen parameters"):
+        train(characters, "proto", checkpoint=file, frozen=not frozen)
+
+
+def test_a_parameter_that_never_gets_a_gradient(characters, tmp_path, monkeypatch):
+    def add_one(learner):
+        learner.unused = torch.nn.Parameter(torch.ones(3))
+
+    file = tmp_path / "half.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, "proto", PowerCut, file, prepare=add_one)
+    through, _ = train(characters, "proto", prepare=add_one)
+    resumed, _ = train(characters, "proto", checkpoint=file, prepare=add_one)
+    assert same(state_of(through), state_of(resumed))
+    # Nor does it get one where processes add up theirs.
+    (through.network.linear.weight.sum() * 2).backward()
+    before = {name: p.grad for name, p in through.named_parameters()}
+    monkeypatch.setattr(long_runs, "process", lambda: (0, 2))
+    monkeypatch.setattr(long_runs, "summed", lambda tensor: tensor)
+    long_runs.sum_gradients(through)
+    assert through.unused.grad is None is before["unused"]
+    assert torch.equal(
+        through.network.linear.weight.grad, before["network.linear.weight"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_another_dtype_is_refused_and_the_same_resumed(characters, tmp_path, dtype):
+    to, file = {"prepare": lambda learner: learner.to(dtype)}, tmp_path / "half"
+    with pytest.raises(KeyboardInterrupt):
+        train(characters, "proto", PowerCut, file, **to)
+    with pytest.raises(ValueError, match="other tensors than this learner's"):
+        train(characters, "proto", checkpoint=file)
+    through, _ = train(characters, "proto", **to)
+    resumed, _ = train(characters, "proto", checkpoint=file, **to)
+    assert same(state_of(through), state_of(resumed))
 
 
 def test_a_finished_training_is_not_repeated(characters, tmp_path, monkeypatch):
@@ -166,7 +212,7 @@ def test_a_sweep_that_was_killed_goes_on_and_ends_equal(tmp_path):
                 "the run ended before it could be killed: make it longer"
             )
             time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
         last = checkpoint.stat().st_mtime_ns
     assert not list(tmp_path.glob("*.json"))

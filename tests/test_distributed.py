@@ -15,6 +15,11 @@ from metadropout_nb.omniglot import glyphs
 from metadropout_nb.runs import Run, build_learner
 from metadropout_nb.tasks import TaskSampler
 
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32",
+    reason="PyTorch's launcher asks for libuv, which its builds for Windows have not",
+)
+
 # Three tasks an update, seven in all: the processes get unequal shares, and one of them
 # nothing of the last update.
 CASES = {"proto": 3, "original": 1, "eb": 2, "maml": 1}  # learner -> chunk

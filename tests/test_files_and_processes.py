@@ -38,6 +38,7 @@ from metadropout_nb.training import PrototypicalNetwork
 TINY = {"size": 16, "n_way": 2, "n_query": 1, "tasks": 8, "test_tasks": 2}
 RUN = Run("eb", "meta", meta_batch=2, test_query=2, **TINY)
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and links of POSIX")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def names(folder):
@@ -431,7 +432,7 @@ class TestProcesses:
         fine = [1.0] * run.test_tasks
         return {"run": asdict(run), "accuracies": fine, "losses": fine}
 
-    @pytest.mark.parametrize("how", ["SIGKILL", "exit"])
+    @pytest.mark.parametrize("how", [pytest.param("SIGKILL", marks=posix), "exit"])
     def test_a_killed_worker_is_named_and_the_others_finish(self, tmp_path, how):
         "In a process of its own, whose run dies by itself."
         code = f"""
@@ -460,9 +461,9 @@ except ValueError as error:
         number = int(getattr(signal, how))
         return f"__import__('os').kill(__import__('os').getpid(), {number})"
 
-    @posix
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-    def test_workers_do_not_outlive_the_command(self, tmp_path, number):
+    @linux
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+    def test_workers_do_not_outlive_the_command(self, tmp_path, name):
         words = ["compare", "--size", "16", "--tasks", "100000", "--seeds", "1"]
         sweeping = subprocess.Popen(
             [
@@ -480,7 +481,7 @@ except ValueError as error:
         wait(lambda: len(list(tmp_path.glob("*.lock"))) == 2)
         workers = children(sweeping.pid)
         assert len(workers) >= 2
-        sweeping.send_signal(number)
+        sweeping.send_signal(getattr(signal, name))
         sweeping.wait()
         wait(lambda: not any(map(alive, workers)), 20)
 

@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 from conftest import ROOT
 from nbconvert import HTMLExporter
 
+from metadropout_nb.draw import draw_your_own
 from metadropout_nb.explorer import mask_explorer
 from metadropout_nb.meta_dropout import ARMS, MetaDropout
 from metadropout_nb.omniglot import glyphs, show_images
@@ -33,7 +34,7 @@ def cell():
 
 @pytest.fixture(scope="module")
 def stored(cell):
-    return cell.outputs[0].data["text/html"]
+    return cell.outputs[0].data["text/markdown"]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,8 @@ def page_data(stored: str) -> dict:
 
 
 def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
-    now = page_data(mask_explorer(network, tasks, show_images([[torch.zeros(2, 2)]])))
+    page = mask_explorer(network, tasks, show_images([[torch.zeros(2, 2)]]))
+    now = page_data(page._repr_mimebundle_()["text/markdown"])
     was = page_data(stored)
     assert len(stored) < 300_000
     for a, b in zip(was["tasks"], now["tasks"], strict=True):
@@ -220,18 +222,46 @@ def test_it_fits_and_can_be_read(page, figure, width, scheme):
         )
         assert root == [0, 0]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    report = Axe().run(
-        page,
-        options={
-            "resultTypes": ["violations"],
-            "runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"],
-        },
-    )
+    report = Axe().run(figure)
     assert [violation["id"] for violation in report.response["violations"]] == []
-    ground = figure.evaluate(
-        "getComputedStyle(document.documentElement).backgroundColor"
-    )
-    assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+
+SITE = """<!doctype html><html lang="en"><title>Site</title><body>{}
+<button onclick="
+  const { classList } = document.body, dark = classList.contains('quarto-dark');
+  classList.toggle('quarto-dark', !dark);
+  classList.toggle('quarto-light', dark);
+">Switch</button></body></html>"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["draw", "explorer"])
+def test_it_follows_the_switch_of_the_site_else_the_system(
+    browser, stored, kind, scheme
+):
+    "Quarto's switch changes classes of the body, JupyterLab's an attribute."
+    frame = stored
+    if kind == "draw":
+        frame = draw_your_own(compact=True)._repr_mimebundle_()["text/markdown"]
+    page = browser.new_page(color_scheme=scheme)
+    page.set_content(SITE.replace("{}", frame, 1))
+    figure = page.frames[1]
+    figure.locator("#summary b").first.wait_for()
+
+    def looks(wanted: str) -> bool:
+        ground = "getComputedStyle(document.documentElement).backgroundColor"
+        red = {"light": 255, "dark": 27}[wanted]
+        return figure.evaluate(ground).startswith(f"rgb({red},")
+
+    assert looks(scheme)
+    for wanted in ("dark", "light", "dark"):
+        page.click("text=Switch")
+        assert looks(wanted)
+    page.evaluate("document.body.className = ''")
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.body.dataset.jpThemeLight = '{theme}' === 'light'")
+        assert looks(theme)
+    page.close()
 
 
 def test_without_scripts_there_is_a_picture(browser, stored):

@@ -2,12 +2,12 @@
 
 import copy
 import pickle
-from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
+from metadropout_nb import maml
 from metadropout_nb.comparison import LEARNERS
 from metadropout_nb.embedding_network import TaskBatchNorm
 from metadropout_nb.maml import MAML
@@ -132,13 +132,10 @@ def test_a_norm_over_all_tasks_together_is_noticed(name, tasks, monkeypatch):
 def test_a_fused_norm_inside_vmap_is_noticed(tasks, monkeypatch):
     "Its logits are right, its second derivatives are not."
 
-    @contextmanager
-    def apart(learner, fused=True, plain=MAML._apart):
-        with plain(learner, fused=True):
-            yield
-
     monkeypatch.setattr(MAML, "together", property(lambda learner: True))
-    monkeypatch.setattr(MAML, "_apart", apart)
+    monkeypatch.setattr(
+        maml, "apart", lambda learner, fused, plain=maml.apart: plain(learner)
+    )
     outputs, gradients, _ = gaps(MAML, tasks, dropout="none", inner_lr=0.1)
     assert outputs < 1e-10 and gradients > 1e-6
 

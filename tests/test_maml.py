@@ -1,11 +1,10 @@
 """MAML: its gradient against finite differences, first order, masks, divergence."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import nn
 
+from metadropout_nb import maml
 from metadropout_nb.maml import MAML
 from metadropout_nb.meta_dropout import ARMS
 from metadropout_nb.tasks import TaskSampler
@@ -108,13 +107,10 @@ def test_so_it_is_with_a_mask_for_every_pass(tasks, directions):
 
 
 def test_a_fused_norm_inside_vmap_breaks_the_check(tasks, directions, monkeypatch):
-    @contextmanager
-    def apart(learner, fused=True, plain=MAML._apart):
-        with plain(learner, fused=True):
-            yield
-
     monkeypatch.setattr(MAML, "together", property(lambda learner: True))
-    monkeypatch.setattr(MAML, "_apart", apart)
+    monkeypatch.setattr(
+        maml, "apart", lambda learner, fused, plain=maml.apart: plain(learner)
+    )
     learner = build(dropout="none")
     assert error(learner, tasks[:2], directions(learner)) > 1e-5
 
@@ -245,12 +241,15 @@ def test_inner_learning_rates_are_learned(tasks, characters):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"inner_steps": -1}, "inner_steps must be a whole number from 0 on, got -1"),
+        (
+            {"inner_steps": -1},
+            "inner_steps must be a whole number from 0 on.* got -1 and 0.01",
+        ),
         ({"inner_steps": 1.5}, "inner_steps"),
-        ({"inner_lr": 0.0}, "inner_lr must be positive and finite"),
-        ({"inner_lr": -0.1}, "inner_lr must be positive and finite"),
-        ({"inner_lr": float("nan")}, "inner_lr must be positive and finite"),
-        ({"inner_lr": float("inf")}, "inner_lr must be positive and finite"),
+        ({"inner_lr": 0.0}, "inner_lr positive and finite"),
+        ({"inner_lr": -0.1}, "inner_lr positive and finite"),
+        ({"inner_lr": float("nan")}, "inner_lr positive and finite"),
+        ({"inner_lr": float("inf")}, "inner_lr positive and finite"),
         ({"dropout": "sometimes"}, "unknown dropout arm"),
         ({"statistics": "batch"}, "unknown statistics"),
     ],
@@ -267,7 +266,9 @@ def test_a_diverging_inner_loop_is_named(tasks, monkeypatch):
     with pytest.raises(FloatingPointError, match=named):
         learner.network.seed_masks(0, next_task=4)
         learner(*batch)
-    with pytest.raises(FloatingPointError, match=r"inner loss is not .* step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"task 0 of this call is not .* step 1"
+    ):
         learner.eval()(*batch)
     named = "begins with test task 0.*inner step 1"
     with pytest.raises(FloatingPointError, match=named):
@@ -275,5 +276,5 @@ def test_a_diverging_inner_loop_is_named(tasks, monkeypatch):
     monkeypatch.setattr(MAML, "together", property(lambda learner: True))
     batch[0][2] = torch.nan  # in task 2 alone
     learner.inner_lr.fill_(0.1)
-    with pytest.raises(FloatingPointError, match=r"task 2 of this batch .* step 0"):
+    with pytest.raises(FloatingPointError, match=r"task 2 of this call .* step 0"):
         learner(*batch)

@@ -416,11 +416,6 @@ class TestLoadFolder:
         see_through.save(tmp_path / "one" / "1.png")
         assert load_folder(tmp_path, None).images.sum() == 255
 
-    def test_images_that_are_not_square(self, tmp_path):
-        draw(tmp_path / "one" / "1.png", size=(20, 30))
-        with pytest.raises(ValueError, match="one/1.png is 20x30"):
-            load_folder(tmp_path)
-
 
 class TestGlyphs:
     def test_a_curve_joins_its_ends_and_moves_with_its_control_points(self):

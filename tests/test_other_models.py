@@ -435,7 +435,7 @@ def test_one_test_task_and_none():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = evaluate(learner(), tasks[:1])
-        assert "nan" not in repr(found) + found._repr_html_()
+        assert "nan" not in repr(found) + found._repr_markdown_()
         found.plot()
     with pytest.raises(ValueError, match="at least one test task"):
         evaluate(learner(), tasks[:0])

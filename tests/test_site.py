@@ -1,7 +1,12 @@
 """What can be checked of the site without Quarto: its settings, links and labels."""
 
 import ast
+import gzip
 import re
+import shutil
+import subprocess
+from configparser import ConfigParser
+from zipfile import ZipFile
 
 import nbformat
 import pytest
@@ -12,8 +17,17 @@ from readme import render
 
 NBS = ROOT / "nbs"
 CONFIG = yaml.safe_load((ROOT / "_quarto.yml").read_text())
-KEYS = set(re.findall(r"^@\w+\{(\w+),", (NBS / "references.bib").read_text(), re.M))
+SETTINGS = ConfigParser()
+SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
+ENTRIES = dict(
+    re.findall(
+        r"^@\w+\{(\w+),(.*?)^\}",
+        (NBS / "references.bib").read_text(),
+        re.M | re.S,
+    )
+)
 IMPORTS = {ast.Import, ast.ImportFrom}
+DEFINITIONS = ast.FunctionDef, ast.ClassDef
 OPTION = r"^#\| {}: *(.+)$"
 
 
@@ -90,7 +104,7 @@ def faults(notebook, book) -> list[str]:
     found += [f"label {label} twice" for label in {*known} if known.count(label) > 1]
     for reference in re.findall(r"(?<![\w.])@([\w-]+)", text):
         if reference not in (
-            known if reference.startswith(("fig-", "eq-", "tbl-")) else KEYS
+            known if reference.startswith(("fig-", "eq-", "tbl-")) else ENTRIES
         ):
             found.append(f"no @{reference}")
     for cell in code_cells(notebook):
@@ -159,6 +173,20 @@ def test_headings_get_the_anchors_that_pandoc_gives():
     assert identifiers(notebook) == ["fit-and-more-a-link", "again", "again-1"]
 
 
+def test_every_reference_leads_somewhere():
+    assert [
+        k for k, entry in ENTRIES.items() if not re.search("(doi|url) = ", entry)
+    ] == []
+
+
+def test_the_search_finds_every_term_of_the_glossary():
+    "Quarto's index goes by headings of the second level."
+    text = prose(read(NBS / "glossary.ipynb"))
+    assert re.findall(r"^#{3,} .*", text, re.M) == []
+    terms = re.findall(r"^## (.+)", text, re.M)
+    assert len(terms) > 30 and terms == sorted(terms, key=str.lower)
+
+
 def options(source: str) -> str:
     """The `#|` lines of a cell that have a key, as Quarto's YAML parser gets them.
 
@@ -183,11 +211,13 @@ def test_an_unquoted_colon_in_a_caption_is_no_yaml():
 
 
 def pages(contents) -> list[str]:
-    return [
-        page
-        for item in contents
-        for page in ([item] if isinstance(item, str) else pages(item["contents"]))
-    ]
+    found: list[str] = []
+    for item in contents:
+        if isinstance(item, str):
+            found.append(item)
+        else:
+            found += pages(item["contents"]) if "contents" in item else [item["href"]]
+    return found
 
 
 def test_every_chapter_is_in_the_sidebar_once():
@@ -213,17 +243,24 @@ def test_the_pointer_leads_to_the_configuration():
 
 
 def test_the_owner_stands_in_one_place():
-    "Links to the repository are derived from settings.ini."
+    "In settings.ini. README.md and outputs are computed from it."
     files = [
         p
         for p in (*ROOT.glob("*.*"), *NBS.glob("*.*"))
-        if p.suffix not in {".png", ".ini"} and p.is_file()
+        if p.suffix not in {".png", ".ini", ".ipynb"} and p.is_file()
     ]
-    assert [
-        path.name
-        for path in files
-        if re.search(r"\b(OWNER|AUTHOR)\b", path.read_text())
-    ] == []
+    written = {p.name: p.read_text() for p in files if p.name != "README.md"}
+    written |= {
+        p.name: "\n".join(cell.source for cell in read(p).cells) for p in NOTEBOOKS
+    }
+    owner = re.compile(r"\b(OWNER|AUTHOR)\b")
+    assert [name for name, text in written.items() if owner.search(text)] == []
+
+
+def test_the_citation_has_the_year_of_the_settings():
+    code = "\n".join(cell.source for cell in code_cells(read(NBS / "index.ipynb")))
+    year = re.search(r"\d{4}", SETTINGS["DEFAULT"]["copyright"])[0]
+    assert f"year = {{{{{year}}}}}" in code
 
 
 @pytest.mark.parametrize(
@@ -240,6 +277,26 @@ def test_a_chapter_says_how_long_it_takes(path):
 def test_the_first_cell_is_title_and_promise(path):
     "nbdev makes them the head of the page, and drops what else stands in that cell."
     assert re.fullmatch(r"# [^\n]+\n\n> [^\n]+", read(path).cells[0].source)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in NOTEBOOKS if re.match(r"a?\d", path.name)],
+    ids=lambda path: path.stem,
+)
+def test_titles_carry_the_number_of_the_file(path):
+    "Sidebar, search, previous and next have them from there."
+    number = path.stem.split("_")[0].removeprefix("0").upper()
+    assert read(path).cells[0].source.startswith(f"# {number} · ")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_page_is_light(path):
+    """Under 1 MB compressed, pictures included; and no output in HTML, for which Quarto
+    loads require.js and jQuery, but for figures that need a frame."""
+    assert len(gzip.compress(path.read_bytes())) < 1_000_000
+    for output in (o for cell in code_cells(read(path)) for o in cell.outputs):
+        assert "<iframe" in output.get("data", {}).get("text/html", "<iframe")
 
 
 def mixed_cells(notebook) -> list[str]:
@@ -278,6 +335,72 @@ def to_html(path) -> str:
 def test_converts_to_html(path):
     page = to_html(path)
     assert "</html>" in page and re.search(r"<h1[ >]", page)
+
+
+def too_early(notebook) -> list[str]:
+    """Quoted annotations with a name that a later cell defines.
+
+    nbdev runs exported cells in the order of the page, and evaluates annotations."""
+    trees = [
+        ast.parse(cell.source)
+        for cell in code_cells(notebook)
+        if "#| export" in cell.source
+    ]
+    defined = [
+        {node.name for node in tree.body if isinstance(node, DEFINITIONS)}
+        for tree in trees
+    ]
+    found = []
+    for i, tree in enumerate(trees):
+        later = set().union(*defined[i + 1 :])
+        for node in ast.walk(tree):
+            for quoted in (
+                getattr(node, "annotation", None),
+                getattr(node, "returns", None),
+            ):
+                if isinstance(quoted, ast.Constant) and isinstance(quoted.value, str):
+                    found += later & set(re.findall(r"\w+", quoted.value))
+    return found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_annotations_name_what_is_defined_above(path):
+    assert too_early(read(path)) == []
+
+
+def test_an_annotation_that_comes_too_early_is_found():
+    cells = [
+        nbformat.v4.new_code_cell(f"#| export\n{source}")
+        for source in ('def of(run: "Run"): pass', "class Run: pass")
+    ]
+    assert too_early(nbformat.v4.new_notebook(cells=cells)) == ["Run"]
+    assert too_early(nbformat.v4.new_notebook(cells=cells[::-1])) == []
+
+
+def test_the_workflow_makes_downloads_and_a_page_for_programs(tmp_path):
+    "On two notebooks. Without Quarto there is no page, and no sitemap."
+    steps = yaml.safe_load((ROOT / ".github/workflows/site.yml").read_text())["jobs"]
+    (command,) = (
+        step["run"] for step in steps["site"]["steps"] if "llms" in step.get("name", "")
+    )
+    names = ["06_eb_meta_network", "glossary"]
+    for folder in ("nbs", "_docs"):
+        (tmp_path / folder).mkdir()
+    for name in names:
+        shutil.copy(NBS / f"{name}.ipynb", tmp_path / "nbs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    subprocess.run(
+        ["bash", "-e", "-c", command], cwd=tmp_path, check=True, capture_output=True
+    )
+    made = tmp_path / "_docs"
+    with ZipFile(made / "notebooks.zip") as file:
+        assert sorted(file.namelist()) == [f"{name}.ipynb" for name in names]
+    guide = (made / "llms.txt").read_text()
+    assert guide.startswith("# ") and "![" not in guide and "nbs/" not in guide
+    for name in names:
+        assert f"({name}.md)" in guide
+        assert (made / f"{name}.ipynb").exists()
+        assert "image/png" not in (made / f"{name}.md").read_text()
 
 
 def test_readme_is_index():
