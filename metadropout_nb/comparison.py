@@ -1064,9 +1064,9 @@ def short_answer(
     seeds = f"{len(gains)} learners, {len(gain.seeds)} seeds, 95 % intervals"
     return (
         f"**With only {few} characters to train on, dropout {_said(gain)}**: "
-        f"{_brief(gain)} points of accuracy, {loss:+.0%} test loss. **Sharing one mask "
-        f"between support and query {_said(sharing)}**: {_brief(sharing)} points "
-        f"({seeds})."
+        f"{_brief(gain)} points of accuracy over no dropout, {loss:+.0%} test loss. "
+        f"**Sharing one mask between support and query {_said(sharing)}**: "
+        f"{_brief(sharing)} points over one mask for each set ({seeds})."
     )
 
 
@@ -1081,8 +1081,12 @@ def _said(difference: Difference) -> str:
     if difference.verdict in ("helps", "hurts"):
         return difference.verdict
     if high < MARGIN:
-        return "adds less than a point, if anything"
-    return "costs less than a point, if anything" if low > -MARGIN else "is undecided"
+        return "adds less than a point, if it adds anything"
+    return (
+        "costs less than a point, if it costs anything"
+        if low > -MARGIN
+        else "is undecided"
+    )
 
 # %% ../nbs/a8_comparison.ipynb #cd6e77c9
 @dataclass(frozen=True)

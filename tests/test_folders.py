@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -249,6 +250,8 @@ ENDINGS = {
 class TestTypes:
     @pytest.mark.parametrize("mode", ENDINGS)
     def test_nothing_is_lost(self, tmp_path, mode):
+        if mode == "YCbCr" and PIL.__version__ < "13":
+            pytest.skip("Pillow up to 12 does not read such a file")
         for ending in ENDINGS[mode].split():
             path = store(tmp_path / ending / "a" / f"1.{ending}", made(mode))
             assert np.array_equal(paper(path), GRAY), ending

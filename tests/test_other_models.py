@@ -352,7 +352,12 @@ def test_a_wrapped_network_knows_support_from_query(statistics, wrap):
 
 # Export
 
+exports = pytest.mark.skipif(
+    torch.__version__.startswith("2.6"), reason="torch 2.6 refuses to export it"
+)
 
+
+@exports
 def test_export_for_any_number_of_images():
     net = network().eval()
     images = {0: torch.export.Dim("images")}
@@ -361,6 +366,7 @@ def test_export_for_any_number_of_images():
         torch.testing.assert_close(made(IMAGES), net(IMAGES))
 
 
+@exports
 def test_export_in_train_mode_is_an_error():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), MetaDropout(0.5))
     for export in (torch.export.export, torch.jit.trace):
