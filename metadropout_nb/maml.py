@@ -224,7 +224,7 @@ def at_once(
     support_y: Tensor,  # `[T, N*K]`
     query_x: Tensor,  # `[T, N*Q, C, H, W]`
 ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # each with a leading T
-    "`adapt_and_classify` of new tasks through `vmap`; in float32, under `autocast` too."
+    "`adapt_and_classify` of tasks through `vmap`; in float32 under `autocast`, too."
     masks = {}
     if any(site.training for site in sites(learner)):
         learner.network.reset_dropout_masks(support_x.shape)

@@ -770,8 +770,8 @@ def _find_runs(root: str | Path | None, download: bool) -> Path:
             return place
     if given or not (cache and download):
         raise FileNotFoundError(
-            f"neither all_runs.zip nor run01/ to run20/ in {folder}: fetch the zip from "
-            "github.com/brendenlake/omniglot, python/one-shot-classification"
+            f"neither all_runs.zip nor run01/ to run20/ in {folder}: fetch the zip "
+            "from github.com/brendenlake/omniglot, python/one-shot-classification"
         )
     from torchvision.datasets import Omniglot
     from torchvision.datasets.utils import download_url

@@ -252,8 +252,8 @@ def _split_of(run: Run, download: bool = True) -> tuple[Characters, Characters]:
         return load_split(run.data, run.size, download)
     if not folders:
         raise ValueError(
-            f"{run.data} are pictures of somebody's own: say where they lie (--data, or "
-            "--train-data and --test-data)"
+            f"{run.data} are pictures of somebody's own: say where they lie (--data, "
+            "or --train-data and --test-data)"
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `own_data` has said it

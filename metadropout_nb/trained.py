@@ -51,8 +51,8 @@ def with_ways(
     Raises `ValueError` for MAML, whose head has one output per way."""
     if isinstance(learner, LEARNERS["maml"]) and learner.num_classes != n_way:
         raise ValueError(
-            f"MAML's head has one output per way: trained {learner.num_classes}-way, it "
-            f"cannot be tested {n_way}-way"
+            f"MAML's head has one output per way: trained {learner.num_classes}-way, "
+            f"it cannot be tested {n_way}-way"
         )
     wide = copy.deepcopy(learner)
     for module in wide.modules():
@@ -86,8 +86,8 @@ def validation_runs(
     n_runs: int = 100,
 ) -> TaskBatch:  # 20-way 1-shot, one query per class
     """Runs of Lake's make, of background alphabets that `load_split("validation", ...)`
-    keeps out of training: 20 characters of one alphabet, drawn by one of the first eight
-    hands, and again by another.
+    keeps out of training: 20 characters of one alphabet, drawn by one of the first
+    eight hands, and again by another.
 
     Run i is the same whatever their number; alphabets take turns. Raises what
     `load_omniglot` raises."""
@@ -143,7 +143,8 @@ body { margin: 0; padding: 12px; border: 1px solid var(--line); border-radius: 8
 body, button { font: 15px/1.4 system-ui, sans-serif; }
 html { background: light-dark(#fff, #1b1f23); color: light-dark(#1b1f23, #f0f2f4); }
 img { background: #fff; image-rendering: pixelated; display: block; width: 100%; }
-#query { width: 105px; margin: 0 auto 10px; border: 3px solid light-dark(#0b5394, #8ec5ff); }
+#query { width: 105px; margin: 0 auto 10px; }
+#query { border: 3px solid light-dark(#0b5394, #8ec5ff); }
 #choices { display: grid; grid-template-columns: repeat(auto-fill, minmax(62px, 1fr)); }
 #choices { gap: 8px; }
 button { padding: 0; border: 1px solid var(--line); cursor: pointer; min-height: 32px; }
@@ -162,7 +163,8 @@ function ask() {
   at("query").hidden = over;
   if (!over) at("query").src = png + query[done];
   at("told").textContent = over
-    ? `Of ${done} drawings you sorted ${wrong} wrongly, ${Math.round((100 * wrong) / done)} %.`
+    ? `Of ${done} drawings you sorted ${wrong} wrongly, ` +
+      `${Math.round((100 * wrong) / done)} %.`
     : `Drawing ${done + 1} of ${query.length}: which character is it?`;
 }
 function answer(choice) {
