@@ -174,12 +174,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .guards import check_name
 from .intervals import MARGIN, seeds_needed, variance_components
 from .meta_dropout import ARMS
 from metadropout_nb.runs import (
     LEARNERS,
     Run,
-    check_name,
     settings_slug,
     special_settings,
 )

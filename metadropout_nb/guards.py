@@ -10,15 +10,18 @@ __all__ = ['check_name', 'is_exported', 'as_images', 'count_tasks', 'check_begun
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 # %% ../nbs/a3_any_network.ipynb #beaad430
-def check_name(kind: str, name: str, known: Collection[str]) -> str:
+def check_name(kind: str, name: Any, known: Collection[Any]) -> Any:
     "A name that is known, or a `ValueError` that lists those that are."
     if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(known)}")
+        raise ValueError(
+            f"unknown {kind} {name!r}: choose one of {', '.join(map(str, known))}"
+        )
     return name
 
 
