@@ -61,7 +61,7 @@ class ExpectedPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         windows = x.relu().unfold(-2, 2, 2).unfold(-2, 2, 2).flatten(-2)
-        return windows.sort(descending=True).values @ self.weights
+        return windows.sort(descending=True).values @ self.weights.to(x)
 
 
 def masked_by(learner: Learner, on: bool, training: bool) -> Learner:
@@ -211,7 +211,7 @@ def with_labels(
 def hash_of(learner: Learner) -> str:
     digest = hashlib.sha256()
     for name, value in learner.state_dict().items():
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -222,6 +222,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="where they go")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--tests", type=int, default=100, help="test tasks")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--part", type=int, nargs=2, default=(0, 1), metavar=("I", "N"))
     parser.add_argument(
         "--rehearse", action="store_true", help="on glyphs, in a minute"
@@ -240,11 +241,13 @@ def main() -> None:
             continue
         checkpoint = words.weights / f"{run.name}.checkpoint"
         if not result.exists():
-            write_json(result, execute(run, checkpoint=checkpoint))
-        learner, _ = train_learner(run, checkpoint=checkpoint)
+            made = execute(run, checkpoint=checkpoint, device=words.device)
+            write_json(result, made)
+        learner, _ = train_learner(run, checkpoint=checkpoint, device=words.device)
         settling = TaskSampler(training_characters(run), n_query=5, seed=99).sample(100)
         tests = frozen_tasks(replace(run, test_query=5), words.tests)
-        found = taken_apart(learner, settling, tests)
+        both = [tasks.to(words.device) for tasks in (settling, tests)]
+        found = taken_apart(learner, *both)
         write_json(told, {"run": asdict(run), "weights": hash_of(learner)} | found)
         print(run.name, flush=True)
 

@@ -55,7 +55,7 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
         return child
     code, execute, replace, files = 1, module.execute, os.replace, count(1)
 
-    def noted(run: Run, progress: bool, checkpoint: Path):
+    def noted(run: Run, progress: bool, checkpoint: Path, device: str):
         there = (
             "finished"
             if (folder / f"{run.name}.json").exists()
@@ -65,7 +65,7 @@ def start(folder: Path, runs: list[Run], fatal: int = 0) -> int:
         )
         with open(f"{folder}.begun", "a") as file:
             file.write(f"{there} {run.name}\n")
-        return execute(run, progress, checkpoint)
+        return execute(run, progress, checkpoint, device)
 
     def halved(source: Path, target: Path) -> None:
         if next(files) == fatal:

@@ -10,8 +10,8 @@ trains on "validation", which holds out every fifth background alphabet, and is 
 by `validation_runs` of those. Lake's own runs are looked at once per learner; the file
 in results/people/lake/ says when, and is never written again.
 
-Each trial takes one core about two hours, so two at a time come to an hour of two cores
-each, and all to 17 hours. Images per second of one core's own time in training, taken
+Trains on a GPU where there is one. Without, each trial takes one core about two hours,
+so two at a time come to an hour of two cores each, and all to 17 hours. Images per second of one core's own time in training, taken
 while ten other programs shared it, so lower bounds (`--speed` measures them again):
 `base` 274, `match` 453, `deep` 315, `plain` 344, `large` 172, MAML's `rate` 148.
 
@@ -83,6 +83,7 @@ from metadropout_nb.runs import (
     TEST_SEED,
     build_learner,
     load_split,
+    processor,
     write_json,
 )
 from metadropout_nb.tasks import TaskBatch, TaskSampler
@@ -97,6 +98,7 @@ from metadropout_nb.training import Learner, PrototypicalNetwork, evaluate, keep
 
 OUT = Path(__file__).parents[1] / "results" / "people"
 RATES = (0.05, 0.10, 0.15, 0.0)  # of dropout, after each block
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -159,8 +161,6 @@ class PeopleSampler(TaskSampler):
     def __init__(self, characters: Characters, share: float, jitter: bool, **settings):
         super().__init__(characters, **settings)
         self.share, self.jitter = share, jitter
-        ink = {"interpolation": v2.InterpolationMode.BILINEAR}
-        self.affine = v2.RandomAffine(12, (0.08, 0.08), (0.85, 1.15), (-8, 8), **ink)
         alphabets: dict[tuple[str, str], list[int]] = {}
         for i, name in enumerate(characters.names):
             alphabet, turn = name.split("/")[0], name.partition("@")[2]
@@ -181,17 +181,30 @@ class PeopleSampler(TaskSampler):
         plain = super().tasks(numbers)
         if not self.jitter:
             return plain
-        sets = []
-        for images in (plain.support, plain.query):
-            moved = torch.empty_like(images)
-            for t, number in enumerate(numbers):
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(2 * (self.seed * 2**32 + number) + len(sets))
-                    moved[t] = torch.cat([self.affine(x[None]) for x in images[t]])
-            sets.append(moved)
-        return TaskBatch(
-            sets[0], plain.support_y, sets[1], plain.query_y, plain.classes
+        keys = [[(self.seed, i, n) for i in numbers] for n in (2, 3)]
+        support, query = (
+            torch.stack(list(map(jittered, images, of)))
+            for images, of in zip((plain.support, plain.query), keys, strict=True)
         )
+        return TaskBatch(support, plain.support_y, query, plain.query_y, plain.classes)
+
+
+def jittered(
+    images: Tensor,  # uint8 `[B, H, W]`
+    key: tuple[int, ...],
+) -> Tensor:
+    "Each turned, moved, resized and slanted a little, by itself."
+    rng = np.random.default_rng(key)
+    turn, slant = np.radians(rng.uniform((-12, -8), (12, 8), (len(images), 2)).T)
+    zoom = 1 / rng.uniform(0.85, 1.15, len(images))
+    x, y = rng.uniform(-0.16, 0.16, (2, len(images)))  # half a side is 1
+    cos, sin, slope = np.cos(turn), np.sin(turn), np.tan(slant)
+    rows = [[zoom * cos, zoom * (slope * cos - sin), x]]
+    rows += [[zoom * sin, zoom * (slope * sin + cos), y]]
+    moves = torch.tensor(np.array(rows), dtype=torch.float32).permute(2, 0, 1)
+    floats = images[:, None].float()
+    grid = F.affine_grid(moves.to(images.device), floats.shape, align_corners=False)
+    return F.grid_sample(floats, grid, align_corners=False)[:, 0].round().byte()
 
 
 class StepNorm(nn.Module):
@@ -399,14 +412,15 @@ def train(
     "A trial's learner, trained with one thread; goes on from the checkpoint."
     torch.set_num_threads(1)
     keep_memory()
-    learner = learner_of(trial)
+    learner = learner_of(trial).to(DEVICE)
     if trial.average:
         decay = get_ema_multi_avg_fn(trial.average)
         parts = parts_of(learner)
         learner.average = AveragedModel(parts, multi_avg_fn=decay, use_buffers=True)
         learner.average.requires_grad_(False)
+    characters = characters_of(trial)
     sampler = PeopleSampler(
-        characters_of(trial),
+        replace(characters, images=characters.images.to(DEVICE)),
         *(trial.share, trial.jitter),
         n_way=trial.ways,
         n_query=trial.queries,
@@ -433,6 +447,7 @@ def errors(learner: Learner, tasks: TaskBatch) -> list[float]:
 def execute(trial: Trial, checkpoint: Path | None = None) -> dict[str, Any]:
     "Train and judge a trial: what goes into its file."
     learner, history = train(trial, checkpoint)
+    save_model(learner, left_at(trial, ".safetensors"))
     runs = validation_runs(trial.size)
     test = load_split("validation", trial.size)[1]
     five = TaskSampler(test, 5, 1, 15, seed=TEST_SEED).sample(300)
@@ -457,6 +472,7 @@ def execute(trial: Trial, checkpoint: Path | None = None) -> dict[str, Any]:
             if b > a
         ],
         "versions": {name: version(name) for name in ("metadropout_nb", "torch")},
+        "machine": processor(DEVICE),
     }
 
 
@@ -521,7 +537,7 @@ def final(learner: str, data: str) -> Learner:
     trial = replace(trial, data=data)
     weights = left_at(trial, ".safetensors")
     if weights.exists():
-        trained = learner_of(trial).eval()
+        trained = learner_of(trial).to(DEVICE).eval()
         load_model(trained, weights)
     else:
         trained, _ = train(trial, left_at(trial, ".checkpoint"))
@@ -535,7 +551,7 @@ def look_at_lake(name: str, learner: Learner, size: int, made: dict[str, Any]) -
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    runs, wide = load_lake_runs(size=size), with_ways(learner, 20).eval()
+    runs, wide = load_lake_runs(size=size), with_ways(learner, 20).eval().cpu()
     with torch.no_grad():
         logits = wide(runs.support_x, runs.support_y, runs.query_x)
     answers = logits.argmax(-1)

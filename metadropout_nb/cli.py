@@ -315,7 +315,8 @@ def compare(
         if len(figures) == 1
         else f"{len(figures)} figures ({figures[0]}, ...) are"
     )
-    console.print(f"{len(results)} result files were read; the {told} in {folder}/")
+    told = f"{len(results)} result files were read; the {told} in {folder}/"
+    console.print(told, soft_wrap=True)
     if not everything:
         _tell_what_next(folder, seeds, own)
 
@@ -421,7 +422,7 @@ def train(
         Path,
         typer.Option(parser=_path, metavar="folder", help="For the trained learner."),
     ],
-    learner: Annotated[LearnerName, typer.Option()] = LearnerName.original,
+    learner: Annotated[LearnerName, typer.Option()] = LearnerName.proto,
     arm: Annotated[Arm, typer.Option()] = Arm.meta,
     seed: Annotated[
         int, typer.Option(min=0, help="Of weights, training tasks and masks.")
@@ -502,7 +503,6 @@ def evaluate(
     "Test a saved learner on the frozen test tasks of the data it was trained for."
     from dataclasses import replace
 
-    from metadropout_nb.comparison import Rows
     from metadropout_nb.runs import frozen_tasks, write_json
     from metadropout_nb.trained import check_place, load_learner
     from metadropout_nb.training import evaluate as test
@@ -521,7 +521,7 @@ def evaluate(
         tasks = frozen_tasks(run, test_tasks, download=False)
         half = run.bfloat16 if bfloat16 is None else bfloat16
         report = test(learner, tasks, bfloat16=half, progress=True)
-        _print_table("On the frozen test tasks", Rows([report.rows()]))
+        console.print(report, highlight=False)
         result = folder / "evaluation.json"
         write_json(
             result,

@@ -16,8 +16,7 @@ from .training import Learner, class_means
 
 # %% ../nbs/06_eb_meta_network.ipynb #e731020c
 class MetaLearner(nn.Module):
-    """Fast weights of classes, and a learned similarity of queries to them (the
-    origin's form)."""
+    "Fast weights of classes, and a learned similarity to them (the origin's form)."
 
     def __init__(
         self,
@@ -39,9 +38,8 @@ class MetaLearner(nn.Module):
         support_labels: torch.Tensor,  # `[N*K]`
     ) -> torch.Tensor:  # `[N, H]`
         "The mean of `U h + e` over each class's support samples."
-        return class_means(
-            support_embeddings @ self.U.T + self.e, support_labels, self.num_classes
-        )
+        hidden = support_embeddings @ self.U.T + self.e
+        return class_means(hidden, support_labels, self.num_classes)
 
     def forward(
         self,
@@ -50,11 +48,8 @@ class MetaLearner(nn.Module):
         query_embeddings: torch.Tensor,  # `[N*Q, D]`
     ) -> torch.Tensor:  # `[N*Q, N]`
         "Logits of the query samples: `(V h) . W_c` for each class's fast weight `W_c`."
-        return (
-            query_embeddings
-            @ self.V.T
-            @ self.fast_weights(support_embeddings, support_labels).mT
-        )
+        weights = self.fast_weights(support_embeddings, support_labels)
+        return query_embeddings @ self.V.T @ weights.mT
 
 # %% ../nbs/06_eb_meta_network.ipynb #43a1f033
 class MetaNetwork(Learner):

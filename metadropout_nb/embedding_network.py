@@ -51,9 +51,7 @@ class EmbeddingNetwork(nn.Module):
 
     filters = 64  # a block
     query = False  # whether query images come next, unless the call says so
-    force_eval = shared(
-        MetaDropout, "force_eval", "True: no dropout, in train mode too."
-    )
+    force_eval = shared(MetaDropout, "force_eval", "True: no dropout in train mode.")
     next_task = shared(MetaDropout, "next_task", "Set it back to meet the same masks.")
     statistics = shared(TaskBatchNorm, "statistics", "At test: a key of `STATISTICS`.")
 

@@ -66,11 +66,6 @@ class MAML(Learner):
         else:
             self.register_buffer("inner_lr", rates, persistent=False)
 
-    def extra_repr(self) -> str:
-        rate = "learned" if self.inner_lr.requires_grad else f"{self.inner_lr[0]:g}"
-        steps, order = self.inner_steps, self.first_order
-        return f"inner_lr={rate}, inner_steps={steps}, first_order={order}"
-
     @property
     def together(self) -> bool:
         "Whether a batch of tasks runs through `vmap`: on a GPU, with held masks."

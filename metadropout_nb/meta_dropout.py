@@ -109,11 +109,8 @@ class MetaDropout(guards.Guarded):
         samples = shape[-4] if self.dropout == "standard" else 1
         sides = (1, 1) if self.whole_channels else shape[-2:]
         one = (samples, shape[-3], *sides)
-        last = (
-            int(query and self.dropout in ("standard", "separate")),
-            self.calls[query],
-        )
-        keys = [(self.seed, task, self.site, *last) for task in self.tasks]
+        side = int(query and self.dropout in ("standard", "separate"))
+        keys = [(self.seed, t, self.site, side, self.calls[query]) for t in self.tasks]
         masks = [draw_mask(one, self.p, key, device, dtype) for key in keys]
         mask = torch.stack(masks).view(*shape[:-4], *one)
         mask = mask if self.scaled else mask * (1 - self.p)

@@ -77,11 +77,9 @@ class Characters:
         classes: slice | list[int] | torch.Tensor,  # which classes to keep
     ) -> "Characters":
         "Some of the classes, with all their drawings."
-        index = torch.arange(len(self))[classes].reshape(-1)
-        names, counts = (
-            tuple(of[i] for i in index.tolist()) for of in (self.names, self.counts)
-        )
-        return Characters(self.images[index], names, counts)
+        kept = torch.arange(len(self))[classes].reshape(-1).tolist()
+        names, counts = ([of[i] for i in kept] for of in (self.names, self.counts))
+        return Characters(self.images[kept], tuple(names), tuple(counts))
 
     def __repr__(self) -> str:
         few, most = min(self.counts, default=0), self.images.shape[1]
@@ -99,8 +97,7 @@ class Characters:
 
 # %% ../nbs/01_characters.ipynb #5e089ac7
 def _strokes(rng: np.random.Generator) -> list[np.ndarray]:
-    """The skeleton of a new class: two to four strokes, each four control points in the
-    unit square."""
+    "A new class: two to four strokes, each four control points in the unit square."
     corners = rng.uniform(0.15, 0.85, (rng.integers(2, 5), 2, 2))
     strokes = []
     for start, end in corners:
@@ -111,17 +108,13 @@ def _strokes(rng: np.random.Generator) -> list[np.ndarray]:
 # %% ../nbs/01_characters.ipynb #df5b210e
 def _curve(
     control: np.ndarray,  # `[4, 2]` control points
-    n_points: int = 16,
+    n_points: int = 16,  # evenly spaced in t
 ) -> np.ndarray:  # `[n_points, 2]`
     "Points on the cubic Bezier curve of four control points."
     t = np.linspace(0, 1, n_points)[:, None]
     p0, p1, p2, p3 = control
-    return (
-        (1 - t) ** 3 * p0
-        + 3 * (1 - t) ** 2 * t * p1
-        + 3 * (1 - t) * t**2 * p2
-        + t**3 * p3
-    )
+    s = 1 - t
+    return s**3 * p0 + 3 * s**2 * t * p1 + 3 * s * t**2 * p2 + t**3 * p3
 
 # %% ../nbs/01_characters.ipynb #44c1bb29
 def _hand(
@@ -141,7 +134,7 @@ def _render(
     curves: list[np.ndarray],  # points in the unit square
     pen: float,  # width of the line, as a share of the image's side
     size: int,  # pixels a side
-    oversample: int = 4,
+    oversample: int = 4,  # drawn so many times larger
 ) -> np.ndarray:  # uint8 `[size, size]`, ink high
     "Draw curves with a round pen, large, then average down."
     side = size * oversample
@@ -162,23 +155,18 @@ def glyphs(
     size: int = 28,  # pixels a side
     seed: int = 0,  # another seed, another alphabet
 ) -> Characters:
-    """Invented characters, drawn by a seeded stroke program: no download, any number of
-    classes."""
-    if min(n_classes, n_drawings, size) < 1:
-        raise ValueError(
-            f"glyphs needs at least one class, drawing and pixel, got {n_classes}, "
-            f"{n_drawings}, {size}"
-        )
+    "Any number of invented characters, drawn by a seeded stroke program."
+    asked = n_classes, n_drawings, size
+    if min(asked) < 1:
+        raise ValueError(f"needs at least one class, drawing and pixel, got {asked}")
     images = np.empty((n_classes, n_drawings, size, size), np.uint8)
     for c in range(n_classes):
         rng = np.random.default_rng((seed, c))
         strokes = _strokes(rng)
         for d in range(n_drawings):
             images[c, d] = _render(_hand(strokes, rng), rng.uniform(0.05, 0.09), size)
-    return Characters(
-        torch.from_numpy(images),
-        tuple(f"Glyphs/character{c + 1:04}" for c in range(n_classes)),
-    )
+    names = tuple(f"Glyphs/character{c + 1:04}" for c in range(n_classes))
+    return Characters(torch.from_numpy(images), names)
 
 # %% ../nbs/a1_loading.ipynb #a4721b86
 import hashlib

@@ -16,8 +16,7 @@ from .training import Learner, class_means
 
 # %% ../nbs/07_original_meta_network.ipynb #6a847615
 class MetaLearner(nn.Module):
-    """Generates a linear classifier from support embeddings, as in the origin of this
-    course."""
+    "Writes a linear classifier from support embeddings (the origin's form)."
 
     def __init__(
         self,
@@ -30,41 +29,32 @@ class MetaLearner(nn.Module):
         self.U = nn.Parameter(torch.empty(hidden_dim, embedding_dim))
         self.e = nn.Parameter(torch.zeros(hidden_dim))
         nn.init.xavier_uniform_(self.U)
-        self.weight_generator = nn.Sequential(
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, embedding_dim),
-        )
-        self.bias_generator = nn.Sequential(
-            nn.Linear(hidden_dim, hidden_dim // 2),
-            nn.ReLU(),
-            nn.Linear(hidden_dim // 2, 1),
-        )
+
+        def generator(width: int, out: int) -> nn.Sequential:
+            layers = nn.Linear(hidden_dim, width), nn.ReLU(), nn.Linear(width, out)
+            return nn.Sequential(*layers)
+
+        self.weight_generator = generator(hidden_dim, embedding_dim)
+        self.bias_generator = generator(hidden_dim // 2, 1)
 
     def represent(
         self,
         support_embeddings: torch.Tensor,  # `[N*K, D]`
         support_labels: torch.Tensor,  # `[N*K]`
     ) -> torch.Tensor:  # `[N, H]`
-        """Class representations: the mean of `tanh(U h + e)` over a class's support
-        samples."""
-        return class_means(
-            torch.tanh(support_embeddings @ self.U.T + self.e),
-            support_labels,
-            self.num_classes,
-        )
+        "Class representations: the mean of `tanh(U h + e)` over a class's samples."
+        hidden = torch.tanh(support_embeddings @ self.U.T + self.e)
+        return class_means(hidden, support_labels, self.num_classes)
 
     def generate(
         self,
         support_embeddings: torch.Tensor,  # `[N*K, D]`
         support_labels: torch.Tensor,  # `[N*K]`
     ) -> tuple[torch.Tensor, torch.Tensor]:  # `W [D, N]` and `b [N]`
-        """The task's classifier: class c's representation gives column c of W, entry c
-        of b."""
+        "The task's classifier: class c's representation gives column c of W and b[c]."
         classes = self.represent(support_embeddings, support_labels)
-        return self.weight_generator(classes).mT, self.bias_generator(classes).squeeze(
-            -1
-        )
+        W, b = self.weight_generator(classes), self.bias_generator(classes)
+        return W.mT, b.squeeze(-1)
 
     def forward(
         self,
@@ -78,8 +68,7 @@ class MetaLearner(nn.Module):
 
 # %% ../nbs/07_original_meta_network.ipynb #9b3b6504
 class OriginalMetaNetwork(Learner):
-    """A weight-generating Meta Network on the shared Conv-4, as in this course's
-    origin.
+    """The weight-generating Meta Network of this course's origin, on the shared Conv-4.
 
     Not the MetaNet of Munkhdalai & Yu (2017), which turns loss gradients into fast
     weights beside slow ones, and has a memory."""

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLACES', 'EMBEDDING_RATES', 'NAMED', 'load_split',
-           'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner',
-           'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result', 'sweep', 'load_results']
+           'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner', 'at_once',
+           'processor', 'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result', 'sweep',
+           'load_results']
 
 # %% ../nbs/a5_runs.ipynb #238e3055
 import hashlib
@@ -331,24 +332,42 @@ def build_learner(run: Run) -> Learner:
         site.p, site.scaled = site.p * run.dose, run.scaled
     return learner
 
+# %% ../nbs/a5_runs.ipynb #ad8b953c
+def at_once(run: Run, device: str) -> int | None:
+    "Tasks in one call: on a GPU many, since each call costs as much as few."
+    if device == "cpu":
+        return None  # the learner's own
+    return 16 if run.size <= 28 else 4
+
+
+def processor(device: str) -> str:
+    "Its name, for result files. On a GPU float32 is made to mean float32, not TF32."
+    if device == "cpu":
+        return platform.machine()
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+    return torch.cuda.get_device_name(device)
+
 # %% ../nbs/a5_runs.ipynb #cfe01847
 def train_learner(
     run: Run,
     progress: bool = False,
     checkpoint: Path | None = None,  # to go on from, and to write now and then
+    device: str = "cpu",
 ) -> tuple[Learner, History]:
     """The learner of a run, trained, and how that went.
 
     Sets torch's threads, and keeps freed memory. Raises `ValueError` where the
     characters do not suffice for the tasks, `FloatingPointError` where the loss
     diverges."""
+    processor(device)
     torch.set_num_threads(run.threads)
     keep_memory()
     way = run.train_way or run.n_way
     sampler = TaskSampler(
         training_characters(run), way, run.k_shot, run.n_query, seed=run.seed
     )
-    learner = build_learner(replace(run, n_way=way))
+    learner = build_learner(replace(run, n_way=way)).to(device)
     seed = run.seed if run.mask_seed is None else run.mask_seed
     settings: dict[str, Any] = {
         "meta_batch": run.meta_batch,
@@ -356,6 +375,7 @@ def train_learner(
         "seed": seed,
     }
     settings |= {"schedule": run.schedule, "bfloat16": run.bfloat16}
+    settings |= {"chunk": at_once(run, device)}
     history = fit(
         learner,
         sampler,
@@ -366,7 +386,7 @@ def train_learner(
     )
     if way == run.n_way:
         return learner, history
-    other_way = build_learner(run)  # no weight depends on the number of ways
+    other_way = build_learner(run).to(device)  # no weight depends on the number of ways
     other_way.load_state_dict(learner.state_dict())
     return other_way, history
 
@@ -394,21 +414,21 @@ def execute(
     run: Run,
     progress: bool = False,
     checkpoint: Path | None = None,  # to go on from, and to write now and then
+    device: str = "cpu",  # elsewhere sums are rounded otherwise: the file says so
 ) -> dict[str, Any]:  # what goes into the result file
     """Train and test one run.
 
     Raises what `train_learner` raises; for test tasks that cannot be drawn, before the
     training."""
     frozen_tasks(run, 1)
-    learner, history = train_learner(run, progress, checkpoint)
+    learner, history = train_learner(run, progress, checkpoint, device)
     start = perf_counter()
-    report = evaluate(
-        learner, frozen_tasks(run), bfloat16=run.bfloat16, progress=progress
-    )
+    words: dict[str, Any] = {"chunk": at_once(run, device), "bfloat16": run.bfloat16}
+    report = evaluate(learner, frozen_tasks(run), progress=progress, **words)
     sampler = TaskSampler(
         training_characters(run), run.n_way, run.k_shot, run.test_query, TEST_SEED
     )
-    familiar = evaluate(learner, sampler.sample(FAMILIAR_TASKS), bfloat16=run.bfloat16)
+    familiar = evaluate(learner, sampler.sample(FAMILIAR_TASKS), **words)
     return {
         "run": asdict(run),
         "accuracies": report.accuracies.round(6).tolist(),
@@ -428,7 +448,7 @@ def execute(
         "versions": {
             name: version(name) for name in ("metadropout_nb", "torch", "numpy")
         }
-        | {"python": platform.python_version(), "machine": platform.machine()},
+        | {"python": platform.python_version(), "machine": processor(device)},
     }
 
 # %% ../nbs/a5_runs.ipynb #a03128e0
@@ -469,6 +489,7 @@ def sweep(
     folder: str | Path,  # one JSON file per finished run, which is not repeated
     jobs: int = 1,  # processes at a time
     progress: bool = False,
+    device: str = "cpu",
 ) -> list[dict[str, Any]]:  # the results, in the order of `runs`
     """Run what is not there yet, each run writing its own file as it finishes.
 
@@ -488,7 +509,7 @@ def sweep(
         jobs = min(effective_n_jobs(jobs), max(len(todo), 1))
     with _processes(jobs if here and jobs > 1 else 0) as execute_and_write:
         work = (
-            delayed(execute_and_write)(run, paths[run], progress and jobs == 1)
+            delayed(execute_and_write)(run, paths[run], progress and jobs == 1, device)
             for run in todo
         )
         pool = Parallel(jobs, prefer="threads", return_as="generator_unordered")
@@ -496,7 +517,7 @@ def sweep(
         errors = dict(tqdm(pool(work), disable=not progress, **bar))
     for run in todo:
         if not errors[run] and _problem(run, paths[run]):  # another sweep was at it
-            errors |= [_execute_and_write(run, paths[run], progress, wait=True)]
+            errors |= [_execute_and_write(run, paths[run], progress, device, wait=True)]
     failed = [f"{run.name}: {error}" for run, error in errors.items() if error]
     if failed:
         told = f"{len(failed)} of {len(runs)} runs failed, all others are finished:"
@@ -523,7 +544,7 @@ def _set_aside(path: Path, problem: str) -> None:
 
 # %% ../nbs/a5_runs.ipynb #918f3205
 def _execute_and_write(
-    run: Run, path: Path, progress: bool, wait: bool = False
+    run: Run, path: Path, progress: bool, device: str, wait: bool = False
 ) -> tuple[Run, str]:
     """Unless it is finished, or another sweep is at it and we are not to wait for that.
 
@@ -536,7 +557,7 @@ def _execute_and_write(
             if problem and os.path.lexists(path):
                 _set_aside(path, problem)
             if problem:
-                write_json(path, execute(run, progress, checkpoint))
+                write_json(path, execute(run, progress, checkpoint, device))
             checkpoint.unlink(missing_ok=True)
             if os.name == "posix":  # elsewhere an open file cannot be removed
                 lock.unlink(missing_ok=True)  # who waits finds the run finished
@@ -548,7 +569,9 @@ def _execute_and_write(
 
 # %% ../nbs/a5_runs.ipynb #f83a5870
 @contextmanager
-def _processes(n: int) -> Iterator[Callable[[Run, Path, bool], tuple[Run, str]]]:
+def _processes(
+    n: int,
+) -> Iterator[Callable[[Run, Path, bool, str], tuple[Run, str]]]:
     "`_execute_and_write` in one of `n` processes, which end with the context. 0: here."
     if not n:
         yield _execute_and_write
@@ -559,10 +582,11 @@ def _processes(n: int) -> Iterator[Callable[[Run, Path, bool], tuple[Run, str]]]
     def started() -> Any:
         return ProcessPoolExecutor(1, initializer=_watch, initargs=(watched,))
 
-    def there(run: Run, path: Path, progress: bool) -> tuple[Run, str]:
+    def there(run: Run, path: Path, progress: bool, device: str) -> tuple[Run, str]:
         process = idle.get()
         try:
-            return process.submit(_execute_and_write, run, path, False).result()
+            work = process.submit(_execute_and_write, run, path, False, device)
+            return work.result()
         except BrokenProcessPool:
             process.shutdown()
             process = started()

@@ -7,7 +7,7 @@ __all__ = ['TaskBatch', 'TaskSampler', 'TaskDataset', 'check_sizes', 'warn_of_co
 
 # %% ../nbs/02_tasks.ipynb #2d124d24
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -48,13 +48,11 @@ class TaskBatch:
         which: int | slice,  # a number gives one task without the leading T
     ) -> "TaskBatch":
         "One task, or some of them."
-        return TaskBatch(*(getattr(self, field.name)[which] for field in fields(self)))
+        return TaskBatch(*(part[which] for part in vars(self).values()))
 
     def to(self, device: str | torch.device) -> "TaskBatch":
         "The same tasks on another device."
-        return TaskBatch(
-            *(getattr(self, field.name).to(device) for field in fields(self))
-        )
+        return TaskBatch(*(part.to(device) for part in vars(self).values()))
 
     def show(
         self,
@@ -62,19 +60,13 @@ class TaskBatch:
     ) -> Figure:
         "One task: one row per label, its support images first."
         if self.classes.dim() != 1:
-            raise ValueError(
-                "show draws one task: pick it first, as in batch[0].show()"
-            )
+            raise ValueError("show draws one task: pick it, as in batch[0].show()")
         labels = range(len(self.classes))
         support = [self.support[self.support_y == label] for label in labels]
         query = [self.query[self.query_y == label][:n_query] for label in labels]
+        rows = [torch.cat(pair) for pair in zip(support, query, strict=True)]
         columns = ["support"] * len(support[0]) + ["query"] * len(query[0])
-        return show_images(
-            [torch.cat(pair) for pair in zip(support, query, strict=True)],
-            [f"label {i}" for i in labels],
-            columns,
-            scale=0.55,
-        )
+        return show_images(rows, [f"label {i}" for i in labels], columns, scale=0.55)
 
 # %% ../nbs/02_tasks.ipynb #e246de8b
 class TaskSampler:
@@ -98,18 +90,15 @@ class TaskSampler:
         self.next_task = 0  # index of the task that comes next; set it to go elsewhere
 
     def _draw(self, task: int) -> tuple[np.ndarray, ...]:
-        """One task: its classes `[N]`; label and drawing of each sample.
-
-        Support `[2, N*K]`, query `[2, N*Q]`."""
+        "Classes `[N]`; labels and drawings of support `[2, N*K]` and query `[2, N*Q]`."
         rng = np.random.default_rng((self.seed, task))
         n_classes, n_drawings = self.characters.images.shape[:2]
         classes = rng.choice(n_classes, self.n_way, replace=False)
         drawings = rng.permuted(np.tile(np.arange(n_drawings), (self.n_way, 1)), axis=1)
         counts = np.array(self.characters.counts)[classes]
-        missing = drawings >= counts[:, None]
-        if missing.any():  # these go to the bottom of the deck, never to be dealt
-            order = missing.argsort(axis=1, kind="stable")
-            drawings = np.take_along_axis(drawings, order, axis=1)
+        # what a class lacks goes to the bottom of its deck, never to be dealt
+        order = (drawings >= counts[:, None]).argsort(axis=1, kind="stable")
+        drawings = np.take_along_axis(drawings, order, axis=1)
         labels = np.broadcast_to(np.arange(self.n_way)[:, None], drawings.shape)
         decks = np.stack([labels, drawings])  # `[2, N, drawings]`
         dealt = self.k_shot + self.n_query

@@ -376,10 +376,11 @@ def test_any_arguments_end_in_results_or_a_sentence(
     photos,
     tmp_path,
     monkeypatch,
-    numbers=range(40),
+    numbers=range(200),
 ):
     for name in ("HOME", "METADROPOUT_DATA", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.setattr(runs, "FAMILIAR_TASKS", 2)
     few_classes(tmp_path / "few")
     Path("file").write_text("mine")
     words = ["--size=16", "--tasks=2", "--threads=1", "--out=made", "--learner=proto"]
