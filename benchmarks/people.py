@@ -11,9 +11,10 @@ by `validation_runs` of those. Lake's own runs are looked at once per learner; t
 in results/people/lake/ says when, and is never written again.
 
 Trains on a GPU where there is one. Without, each trial takes one core about two hours,
-so two at a time come to an hour of two cores each, and all to 17 hours. Images per second of one core's own time in training, taken
-while ten other programs shared it, so lower bounds (`--speed` measures them again):
-`base` 274, `match` 453, `deep` 315, `plain` 344, `large` 172, MAML's `rate` 148.
+so two at a time come to an hour of two cores each, and all to 17 hours. Images per
+second of one core's own time in training, taken while ten other programs shared it, so
+lower bounds (`--speed` measures them again): `base` 274, `match` 453, `deep` 315,
+`plain` 344, `large` 172, MAML's `rate` 148.
 
 What reaches 4.5 % soonest? A Conv-4 at 28x28 stood at 7 to 8 % from half of its 20,000
 tasks on, so more of the same is not on the list. In this order, and why:

@@ -469,7 +469,7 @@ def few(shared, noise=0.001):
     [
         (0.03, 0.001, "helps"),
         (-0.03, 0.001, "hurts"),
-        (0.0, 0.001, "adds less than a point, if it adds anything"),
+        (0.0, 0.001, "makes less than a point of difference"),
         (-0.008, 0.01, "adds less than a point, if it adds anything"),
         (0.008, 0.01, "costs less than a point, if it costs anything"),
         (0.0, 0.05, "is undecided"),
