@@ -1027,8 +1027,8 @@ def _answer(
     low, high = difference.prediction_interval
     return (
         f"{verdict} Over {n} pairs of runs Meta Dropout changes accuracy by "
-        f"{_points(difference)}, from {without:.1%}. One pair of the origin's, at "
-        f"105x105, claims {told}. Repeat one pair of ours, and 95 % of the time its "
+        f"{_points(difference)}, from {without:.1%}. The origin claims, from one pair at "
+        f"105x105, {told}. Repeat one pair of ours, and 95 % of the time its "
         f"difference falls between {100 * low:+.1f} and {100 * high:+.1f}."
     )
 
@@ -1072,28 +1072,36 @@ def short_answer(
     gain, sharing = mean(FEW, "standard", "none"), mean(FEW, "meta", "separate")
     few = dict(FEW.settings)["train_classes"]
     loss = loss_change(comparisons[FEW], "standard", "none")
-    learners = len(over(FEW, "standard", "none"))
-    seeds = f"{learners} learners, {len(gain.seeds)} seeds, 95 % intervals"
     told = [
-        f"**With only {few} characters to train on, dropout {_said(gain)}**: "
-        f"{_brief(gain)} points of accuracy over no dropout, {loss:+.0%} test loss. "
-        f"**Sharing one mask between support and query {_said(sharing)}**: "
-        f"{_brief(sharing)} points over one mask for each set ({seeds})."
+        f"**With only {few} characters to train on, ordinary dropout {_said(gain)}**: "
+        f"{_brief(gain)} points of accuracy over no dropout, {loss:+.0%} test loss; "
+        f"Meta Dropout gains {_brief(mean(FEW, 'meta', 'none'))}. **Sharing one mask "
+        f"between support and query {_said(sharing)}**: {_brief(sharing)} points over "
+        f"one mask for each set ({_number(over(FEW, 'meta', 'separate'))}, 95 % "
+        "intervals)."
     ]
     if there(MAIN, "standard", "separate", "meta"):
         gain, sharing = mean(MAIN, "standard", "none"), mean(MAIN, "meta", "separate")
         told.append(
-            f"With all characters dropout {_said(gain)}: {_brief(gain)} points. "
-            f"Sharing {_said(sharing)}: {_brief(sharing)}."
+            "With all characters, averaged over learners, ordinary dropout "
+            f"{_said(gain)}: {_brief(gain)} points. Sharing {_said(sharing)}: "
+            f"{_brief(sharing)} ({_number(over(MAIN, 'meta', 'separate'))})."
         )
     if there(NEAR, "separate", "meta"):
         gain, sharing = mean(NEAR, "meta", "none"), mean(NEAR, "meta", "separate")
         told.append(
             "**On the embedding itself, where drawings are compared, sharing "
-            f"{_said(sharing)}**: {_brief(sharing)} points. But a mask there, even a "
-            f"shared one, {_said(gain)}: {_brief(gain)} points against no dropout."
+            f"{_said(sharing)}**: {_brief(sharing)} points over one mask for each set. "
+            f"But there even a shared mask {_said(gain)}: {_brief(gain)} points "
+            "against no dropout (all characters, "
+            f"{_number(over(NEAR, 'meta', 'separate'))})."
         )
     return " ".join(told)
+
+
+def _number(differences: list[Difference]) -> str:
+    seeds = len(over_learners(differences).seeds)
+    return f"{len(differences)} learners, {seeds} seeds"
 
 
 def _brief(difference: Difference) -> str:
@@ -1109,9 +1117,9 @@ def _said(difference: Difference) -> str:
     if low > -MARGIN and high < MARGIN:
         return "makes less than a point of difference"
     if high < MARGIN:
-        return "adds less than a point, if it adds anything"
+        return "gains less than a point, if anything, and may lose more"
     return (
-        "costs less than a point, if it costs anything"
+        "loses less than a point, if anything, and may gain more"
         if low > -MARGIN
         else "is undecided"
     )

@@ -27,7 +27,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import RLock, Thread
 from time import perf_counter
 from typing import Any
 
@@ -609,6 +609,7 @@ def _processes(
 
 def _watch(pipe: Connection) -> None:
     "End this process when whoever holds the other end of the pipe has ended."
+    tqdm.set_lock(RLock())  # its own is of the system, which a kill would leave behind
 
     def wait() -> None:
         try:

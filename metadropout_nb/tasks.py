@@ -6,6 +6,7 @@
 __all__ = ['TaskBatch', 'TaskSampler', 'TaskDataset', 'check_sizes', 'warn_of_copies']
 
 # %% ../nbs/02_tasks.ipynb #2d124d24
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -131,11 +132,12 @@ class TaskSampler:
             classes,
         )
 
-    def described(self) -> dict[str, list[int]]:
-        "What decides the tasks to come, but for the drawings themselves."
-        counts = self.characters.counts
+    def described(self) -> dict[str, str | list[int]]:
+        "What decides the tasks to come."
+        images, counts = self.characters.images, self.characters.counts
         return {
-            "images": list(self.characters.images.shape),
+            "images": list(images.shape),
+            "sha256": hashlib.sha256(images.cpu().flatten().numpy().data).hexdigest(),
             "task": [self.n_way, self.k_shot, self.n_query],
             "seed": [self.seed, self.next_task],
         } | ({"counts": list(counts)} if len(set(counts)) > 1 else {})

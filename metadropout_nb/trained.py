@@ -284,9 +284,11 @@ def _model_card(said: dict[str, Any]) -> str:
         if getattr(run, f.name) != f.default
     )
     tested = (
-        f"{test['accuracy']:.2%} +- {test['ci95']:.2%} (95 % interval over tasks) on"
+        f"{test['accuracy']:.2%} +- {test['ci95']:.2%} (95 % interval over tasks) on "
+        f"{test['tasks']:,} frozen test tasks of characters never trained on, "
+        f"{run.n_way}-way {run.k_shot}-shot, {run.test_query} queries a class"
         if test
-        else "not measured on"
+        else "not measured"
     )
     made = (
         f"`train_learner(Run({settings}))` of `metadropout_nb.runs`"
@@ -297,13 +299,13 @@ def _model_card(said: dict[str, Any]) -> str:
     return f"""# {LEARNERS[run.learner].__name__}
 
 - **Trained on** {run.data} at {run.size}x{run.size} pixels: {run.tasks:,} tasks,
-{run.train_way or run.n_way}-way {run.k_shot}-shot. - **Accuracy** {tested}
-{test["tasks"] if test else run.test_tasks:,} frozen test tasks of characters never
-trained on, {run.n_way}-way {run.k_shot}-shot, {run.test_query} queries a class. -
-**Made by** {made}; metadropout_nb {said["versions"]["metadropout_nb"]}, torch
-{said["versions"]["torch"]}. - **Good for** the course, and as a start of your own
-experiments on small drawings. Nothing is known of other images. - **sha256** of
-`weights.safetensors`: `{said["sha256"]}`
+  {run.train_way or run.n_way}-way {run.k_shot}-shot.
+- **Accuracy** {tested}.
+- **Made by** {made}; metadropout_nb {said["versions"]["metadropout_nb"]}, torch
+  {said["versions"]["torch"]}.
+- **Good for** the course, and as a start of your own experiments on small drawings.
+  Nothing is known of other images.
+- **sha256** of `weights.safetensors`: `{said["sha256"]}`
 """
 
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -177,6 +178,14 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(
         ValueError, match=f"of a training with other {next(iter(settings))}: remove it"
     ):
         train(characters, checkpoint=file, **settings)
+
+
+def test_a_checkpoint_of_other_drawings_is_refused(characters, tmp_path):
+    file = tmp_path / "other.safetensors"
+    train(characters, checkpoint=file)
+    others = replace(characters, images=255 - characters.images)
+    with pytest.raises(ValueError, match="of a training with other sampler: remove it"):
+        train(others, checkpoint=file)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

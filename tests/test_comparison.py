@@ -470,14 +470,14 @@ def few(shared, noise=0.001):
         (0.03, 0.001, "helps"),
         (-0.03, 0.001, "hurts"),
         (0.0, 0.001, "makes less than a point of difference"),
-        (-0.008, 0.01, "adds less than a point, if it adds anything"),
-        (0.008, 0.01, "costs less than a point, if it costs anything"),
+        (-0.008, 0.01, "gains less than a point, if anything, and may lose more"),
+        (0.008, 0.01, "loses less than a point, if anything, and may gain more"),
         (0.0, 0.05, "is undecided"),
     ],
 )
 def test_the_short_answer_says_what_the_intervals_say(shared, noise, said):
     told = short_answer(few(shared, noise))
-    assert "only 30 characters to train on, dropout helps**: +3.0 (" in told
+    assert "30 characters to train on, ordinary dropout helps**: +3.0 (" in told
     assert "-40% test loss" in told and "2 learners, 6 seeds" in told
     assert f"between support and query {said}**: {100 * shared:+.1f} (" in told
 
@@ -548,7 +548,7 @@ def test_answers_agree_with_the_tables():
     )
     assert f"from {without:.1%}" in told["original"]
     assert (
-        "One pair of the origin's, at 105x105, claims +2.16 points." in told["original"]
+        "The origin claims, from one pair at 105x105, +2.16 points." in told["original"]
     )
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 4), difference.by_seed.std(ddof=1)

@@ -453,6 +453,7 @@ except ValueError as error:
         )
         assert "1 of 3 runs failed" in told.stdout, told.stderr
         assert "seed1: its process was killed" in told.stdout
+        assert "leaked" not in told.stderr
         assert len(list(tmp_path.glob("*.json"))) == 2
 
     def death(self, how):
