@@ -135,12 +135,13 @@ class TaskSampler:
     def described(self) -> dict[str, str | list[int]]:
         "What decides the tasks to come."
         images, counts = self.characters.images, self.characters.counts
-        return {
+        found: dict[str, str | list[int]] = {
             "images": list(images.shape),
             "sha256": hashlib.sha256(images.cpu().flatten().numpy().data).hexdigest(),
             "task": [self.n_way, self.k_shot, self.n_query],
             "seed": [self.seed, self.next_task],
-        } | ({"counts": list(counts)} if len(set(counts)) > 1 else {})
+        }
+        return found | ({"counts": list(counts)} if len(set(counts)) > 1 else {})
 
 # %% ../nbs/a4_long_runs.ipynb #8a15f904
 from warnings import warn
