@@ -1094,8 +1094,8 @@ def _answer(
     low, high = difference.prediction_interval
     return (
         f"{verdict} Over {n} pairs of runs Meta Dropout changes accuracy by "
-        f"{_points(difference)}, from {without:.1%}. The origin claims, from one pair at "
-        f"105x105, {told}. Repeat one pair of ours, and 95 % of the time its "
+        f"{_points(difference)}, from {without:.1%}. The origin claims, from one pair "
+        f"at 105x105, {told}. Repeat one pair of ours, and 95 % of the time its "
         f"difference falls between {100 * low:+.1f} and {100 * high:+.1f}."
     )
 

@@ -377,7 +377,7 @@ def one_mask(answer: Callable[..., Any]) -> str:
         [image[0] == 0 for image in mask],
         [f"sample {i}" for i in range(6)],
     )
-    display(show_images([pictures], None, names, scale=0.9))
+    display(show_images([pictures], None, names))
     require(
         torch.allclose(mask, mask[:1].expand_as(mask), atol=1e-5),
         "samples have different masks, see the picture",
