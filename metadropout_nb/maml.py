@@ -66,6 +66,12 @@ class MAML(Learner):
         else:
             self.register_buffer("inner_lr", rates, persistent=False)
 
+    def extra_repr(self) -> str:
+        rate = "learned" if self.inner_lr.requires_grad else f"{self.inner_lr[0]:g}"
+        return (
+            f"inner_lr={rate}, steps={self.inner_steps}, order={2 - self.first_order}"
+        )
+
     @property
     def together(self) -> bool:
         "Whether a batch of tasks runs through `vmap`: on a GPU, with held masks."

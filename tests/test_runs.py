@@ -233,7 +233,7 @@ def test_a_result_of_another_run_is_kept_aside(tmp_path):
 
 @pytest.mark.parametrize("error", [FloatingPointError, RuntimeError, OSError])
 def test_a_run_that_fails_is_named_and_the_others_finish(tmp_path, monkeypatch, error):
-    def execute(run, progress, checkpoint):
+    def execute(run, progress, checkpoint, device):
         if run.seed == 1:
             raise error("the loss of training task 5 is not finite")
         return result(run)
@@ -290,7 +290,7 @@ def test_two_sweeps_on_one_folder_share_the_work(tmp_path, monkeypatch, other_di
     other = FileLock(tmp_path / f"{first.name}.lock")
     other.acquire()
 
-    def execute(run, progress, checkpoint):
+    def execute(run, progress, checkpoint, device):
         executed.append(run)
         if run == second:  # meanwhile the other sweep finishes the first run, or dies
             if not other_dies:
