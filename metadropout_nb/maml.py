@@ -68,9 +68,7 @@ class MAML(Learner):
 
     def extra_repr(self) -> str:
         rate = "learned" if self.inner_lr.requires_grad else f"{self.inner_lr[0]:g}"
-        return (
-            f"inner_lr={rate}, steps={self.inner_steps}, order={2 - self.first_order}"
-        )
+        return f"{self.inner_steps} steps at {rate}, order {2 - self.first_order}"
 
     @property
     def together(self) -> bool:
