@@ -71,13 +71,11 @@ from joblib import Parallel, delayed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torchvision.transforms import v2
 
 from metadropout_nb import training
-from metadropout_nb.embedding_network import ConvBlock, TaskBatchNorm
+from metadropout_nb.embedding_network import TaskBatchNorm
 from metadropout_nb.long_runs import LongRun, interrupt_held
 from metadropout_nb.maml import MAML
-from metadropout_nb.meta_dropout import MetaDropout
 from metadropout_nb.omniglot import Characters, load_lake_runs, rotate
 from metadropout_nb.runs import (
     LEARNERS,
@@ -89,6 +87,8 @@ from metadropout_nb.runs import (
 )
 from metadropout_nb.tasks import TaskBatch, TaskSampler
 from metadropout_nb.trained import (
+    DeepNetwork,
+    NineLooks,
     load_papers_split,
     papers_tasks,
     pretrained,
@@ -225,15 +225,6 @@ class StepNorm(nn.Module):
         return F.batch_norm(x, *of_step, self.weight, self.bias, self.training, 0.02)
 
 
-class Residual(nn.Module):
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
-
-
 def convolution(i: int, o: int, norm: nn.Module, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), norm, nn.ReLU())
 
@@ -246,20 +237,17 @@ def norm_of(trial: Trial, filters: int) -> nn.Module:
 
 def network_of(trial: Trial) -> tuple[nn.Module, int]:
     "The network, and the length of its embeddings."
+    if trial.norm == "task" and trial.stride == 1:
+        residuals = trial.depth - 4
+        deep = DeepNetwork(trial.size, trial.widths, residuals, trial.arm, RATES)
+        return deep, deep.embedding_dim
     layers: list[nn.Module] = []
     channels, side = 1, trial.size
     for block, filters in enumerate(trial.widths):
         stride = trial.stride if block == 0 else 1
-        if trial.norm == "task" and stride == 1:
-            dropout = MetaDropout(RATES[block], trial.arm, site=block)
-            layers.append(ConvBlock(channels, filters, dropout))
-        else:
-            norm = norm_of(trial, filters)
-            layers += [*convolution(channels, filters, norm, stride), nn.MaxPool2d(2)]
+        norm = norm_of(trial, filters)
+        layers += [*convolution(channels, filters, norm, stride), nn.MaxPool2d(2)]
         side, channels = -(-side // stride) // 2, filters
-        if 0 < block < trial.depth - 3:
-            norm = norm_of(trial, filters)
-            layers.append(Residual(convolution(filters, filters, norm)))
     network = nn.Sequential(*layers, nn.Flatten())
     return network.to(memory_format=torch.channels_last), channels * side**2
 
@@ -347,28 +335,9 @@ class StepMAML(MAML):
         return torch.cat([summed, rest], -1)
 
 
-class SecondLook(nn.Module):
-    "A network's mean embedding of nine copies: as it is, shifted, turned, resized."
-
-    def __init__(self, network: nn.Module, size: int):
-        super().__init__()
-        self.network = network
-        step = max(1, size // 28)
-        still = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0]}
-        moves = ([step, 0], [-step, 0], [0, step], [0, -step])
-        self.looks = [still, *(still | {"translate": move} for move in moves)]
-        self.looks += [still | {"angle": angle} for angle in (-6.0, 6.0)]
-        self.looks += [still | {"scale": scale} for scale in (0.93, 1.07)]
-
-    def forward(self, images: Tensor) -> Tensor:
-        ink = {"interpolation": v2.InterpolationMode.BILINEAR}
-        copies = [v2.functional.affine(images, **look, **ink) for look in self.looks]
-        return torch.stack([self.network(x) for x in copies]).mean(0)
-
-
 def with_second_look(learner: Learner, size: int) -> Learner:
     looking = with_ways(learner, learner.num_classes)
-    looking.network = SecondLook(looking.network, size)
+    looking.network = NineLooks(looking.network, size)
     return looking
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'DATA_NAMES', 'Data', 'TrainData', 'TestData', 'Color', 'Size', 'Tasks', 'TestTasks', 'FEW_GLYPHS',
-           'BFLOAT16', 'Bfloat16', 'COURSE_FILES', 'LearnerName', 'Arm', 'compare', 'train', 'evaluate', 'notebooks']
+           'BFLOAT16', 'Bfloat16', 'Device', 'COURSE_FILES', 'LearnerName', 'Arm', 'compare', 'train', 'evaluate',
+           'notebooks']
 
 # %% ../nbs/cli.ipynb #3128e97e
 import os
@@ -24,6 +25,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from . import __version__
 
@@ -32,7 +34,33 @@ if TYPE_CHECKING:
     from metadropout_nb.runs import Run
 
 # %% ../nbs/cli.ipynb #efa31612
+class _Command(TyperGroup):
+    "A mistake of the user's costs a sentence, not a traceback."
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:  # a RuntimeError, too
+            raise
+        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as e:
+            from metadropout_nb.omniglot import _plain
+
+            told = str(e) or "there is not enough memory"
+            told = "\n".join(map(_plain, told.splitlines()))
+            Console(stderr=True, markup=False).print(
+                Text("Error:", "bold red"), told, highlight=False
+            )
+            raise typer.Exit(1) from e
+        except KeyboardInterrupt:
+            Console(stderr=True).print(
+                "Interrupted. What was finished is kept: the same command goes on from "
+                "there."
+            )
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Command,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
@@ -64,28 +92,6 @@ def _command(
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # any name can be printed somehow
             stream.reconfigure(errors="backslashreplace")
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    "A mistake of the user's costs a sentence, not a traceback."
-    try:
-        yield
-    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
-        from metadropout_nb.omniglot import _plain
-
-        told = str(error) or "there is not enough memory"
-        told = "\n".join(map(_plain, told.splitlines()))
-        Console(stderr=True, markup=False).print(
-            Text("Error:", "bold red"), told, highlight=False
-        )
-        raise typer.Exit(1) from error
-    except KeyboardInterrupt:
-        Console(stderr=True).print(
-            "Interrupted. What was finished is kept: the same command goes on from "
-            "there."
-        )
-        raise typer.Exit(130) from None
 
 # %% ../nbs/cli.ipynb #1e34bfcb
 class LearnerName(Enum):
@@ -138,6 +144,21 @@ TestTasks = Annotated[
 FEW_GLYPHS = 10  # characters: where a first comparison has something to see
 BFLOAT16 = "Convolutions and matrix products in bfloat16: other results, maybe sooner."
 Bfloat16 = Annotated[bool, typer.Option("--bfloat16", help=BFLOAT16)]
+Device = Annotated[str, typer.Option(metavar="name", help="cpu, or cuda for a GPU.")]
+
+
+def _device(name: str) -> str:
+    "One that this machine has, made ready."
+    import torch
+
+    from metadropout_nb.runs import processor
+
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    known = ["cpu", *(["cuda", *gpus] if gpus else [])]
+    if name not in known:
+        raise ValueError(f"no device {name!r} here: choose one of {', '.join(known)}")
+    processor(name)
+    return name
 
 
 def _cores() -> int:
@@ -237,6 +258,7 @@ def compare(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads per run.")] = 1,
     bfloat16: Bfloat16 = False,
+    device: Device = "cpu",
     from_: Annotated[
         Path | None,
         typer.Option(
@@ -273,43 +295,40 @@ def compare(
     from metadropout_nb.comparison import compare_all, planned_runs
     from metadropout_nb.runs import Run, load_results, sweep
 
-    own = _folders(data, train_data, test_data)
+    own, device = _folders(data, train_data, test_data), _device(device)
     if data in (None, DATA_NAMES[0]) and not own and train_classes is None:
         train_classes = FEW_GLYPHS
-    with _clear_errors():
-        folder, everything = from_ or out, bool(from_) or planned
-        if from_:
-            results = load_results(from_)
-        else:
-            of_data = _data(data, own, size, color)
-            runs = [
-                Run(
-                    name.value,
-                    one.value,
-                    seed,
-                    tasks=tasks,
-                    test_tasks=test_tasks,
-                    threads=threads,
-                    train_classes=train_classes,
-                    bfloat16=bfloat16,
-                    **of_data,
-                )
-                for seed in range(seeds)
-                for name in learner
-                for one in arm
-            ]
-            if planned:
-                runs = planned_runs(
-                    load_results(out) if any(out.glob("*.json")) else ()
-                )
-            elif own:
-                _tell_data(runs[0])
-            results = sweep(runs, out, jobs or _cores(), progress=True)
-        figures = [
-            name
-            for one in compare_all(results).values()
-            for name in _show(one, folder, everything)
+    folder, everything = from_ or out, bool(from_) or planned
+    if from_:
+        results = load_results(from_)
+    else:
+        of_data = _data(data, own, size, color)
+        runs = [
+            Run(
+                name.value,
+                one.value,
+                seed,
+                tasks=tasks,
+                test_tasks=test_tasks,
+                threads=threads,
+                train_classes=train_classes,
+                bfloat16=bfloat16,
+                **of_data,
+            )
+            for seed in range(seeds)
+            for name in learner
+            for one in arm
         ]
+        if planned:
+            runs = planned_runs(load_results(out) if any(out.glob("*.json")) else ())
+        elif own:
+            _tell_data(runs[0])
+        results = sweep(runs, out, jobs or _cores(), True, device)
+    figures = [
+        name
+        for one in compare_all(results).values()
+        for name in _show(one, folder, everything)
+    ]
     told = (
         f"figure {figures[0]} is"
         if len(figures) == 1
@@ -437,6 +456,7 @@ def train(
         int | None, typer.Option(min=1, help="Of PyTorch.", show_default="all cores")
     ] = None,
     bfloat16: Bfloat16 = False,
+    device: Device = "cpu",
 ) -> None:
     """Train one learner and save it: weights as safetensors, how it was made as JSON.
 
@@ -446,8 +466,8 @@ def train(
     from metadropout_nb.runs import Run, train_learner
     from metadropout_nb.trained import check_place, save_learner
 
-    own = _folders(data, train_data, test_data)
-    with _clear_errors(), _processes() as first:
+    own, device = _folders(data, train_data, test_data), _device(device)
+    with _processes() as first:
         run = Run(
             learner.value,
             arm.value,
@@ -462,7 +482,7 @@ def train(
         check_place(out).mkdir(parents=True, exist_ok=True)
         of_data = f"-{run.data}" if own else ""  # never to go on with other pictures
         checkpoint = out / f"checkpoint{of_data}.safetensors"
-        trained, history = train_learner(run, progress=first, checkpoint=checkpoint)
+        trained, history = train_learner(run, first, checkpoint, device)
         if first:
             console.print(history)
             save_learner(trained, run, out)
@@ -499,38 +519,40 @@ def evaluate(
             "--bfloat16/--no-bfloat16", help=BFLOAT16, show_default="as in training"
         ),
     ] = None,
+    device: Device = "cpu",
 ) -> None:
     "Test a saved learner on the frozen test tasks of the data it was trained for."
     from dataclasses import replace
 
-    from metadropout_nb.runs import frozen_tasks, write_json
+    from metadropout_nb.runs import at_once, frozen_tasks, write_json
     from metadropout_nb.trained import check_place, load_learner
     from metadropout_nb.training import evaluate as test
     from metadropout_nb.training import keep_memory
 
-    own = _folders(data, train_data, test_data)
-    with _clear_errors():
-        keep_memory()
-        check_place(folder)
-        learner, run = load_learner(folder)
-        # A file of somebody else's starts no download.
-        if data in DATA_NAMES and data != run.data:
-            raise ValueError(f"this learner is for {run.data}, not for {data}")
-        if own:
-            run = replace(run, folders=own)
-        tasks = frozen_tasks(run, test_tasks, download=False)
-        half = run.bfloat16 if bfloat16 is None else bfloat16
-        report = test(learner, tasks, bfloat16=half, progress=True)
-        console.print(report, highlight=False)
-        result = folder / "evaluation.json"
-        write_json(
-            result,
-            {
-                "data": run.data,
-                "accuracies": report.accuracies.tolist(),
-                "losses": report.losses.tolist(),
-            },
-        )
+    own, device = _folders(data, train_data, test_data), _device(device)
+    keep_memory()
+    check_place(folder)
+    learner, run = load_learner(folder)
+    # A file of somebody else's starts no download.
+    if data in DATA_NAMES and data != run.data:
+        raise ValueError(f"this learner is for {run.data}, not for {data}")
+    if own:
+        run = replace(run, folders=own)
+    tasks = frozen_tasks(run, test_tasks, download=False)
+    half = run.bfloat16 if bfloat16 is None else bfloat16
+    learner.to(device)
+    words = {"chunk": at_once(run, device), "bfloat16": half}
+    report = test(learner, tasks, **words, progress=True)
+    console.print(report, highlight=False)
+    result = folder / "evaluation.json"
+    write_json(
+        result,
+        {
+            "data": run.data,
+            "accuracies": report.accuracies.tolist(),
+            "losses": report.losses.tolist(),
+        },
+    )
     console.print(f"Accuracy and loss of each test task are in {result}")
 
 # %% ../nbs/cli.ipynb #b01ce57a
@@ -545,13 +567,12 @@ def notebooks(
     ] = True,
 ) -> None:
     "Copy the course to a folder of yours, never over your work, and open it."
-    with _clear_errors():
-        if open_ and not find_spec("jupyterlab"):
-            raise FileNotFoundError(
-                "JupyterLab is not installed: `pip install jupyterlab`, or call with "
-                "--no-open"
-            )
-        copied, kept = _copy_course(folder)
+    if open_ and not find_spec("jupyterlab"):
+        raise FileNotFoundError(
+            "JupyterLab is not installed: `pip install jupyterlab`, or call with "
+            "--no-open"
+        )
+    copied, kept = _copy_course(folder)
     console.print(f"Files copied to {folder}/: {copied}")
     if kept:
         console.print(

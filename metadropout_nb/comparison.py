@@ -1115,60 +1115,45 @@ def _against_standard(difference: Difference | None) -> str:
 # %% ../nbs/a8_comparison.ipynb #536424af
 FEW = Protocol.of(Run(data="omniglot", train_classes=30))  # where dropout has work
 NEAR = Protocol.of(Run(data="omniglot", place="embedding"))  # where distances are taken
+_ASKED = {  # what the short answer compares
+    "ordinary dropout, against none": ("standard", "none"),
+    "one shared mask, against none": ("meta", "none"),
+    "one shared mask, against one per set": ("meta", "separate"),
+}
 
 
 def short_answer(
     results: Sequence[dict[str, Any]],  # of the study
-) -> str:  # Markdown
+) -> str:  # Markdown: a sentence per setting, and a table
     """What dropout does, and what sharing its mask adds: with few training characters,
     with all, and on the embedding. Means over learners."""
-    comparisons = compare_all(results)
-
-    def over(protocol: Protocol, arm: str, baseline: str) -> list[Difference]:
+    comparisons, means = compare_all(results), {}
+    for protocol in (FEW, MAIN, NEAR):
         found = comparisons.get(protocol)
-        return [*between(found, arm, baseline).values()] if found else []
-
-    def mean(protocol: Protocol, arm: str, baseline: str) -> Difference:
-        return over_learners(over(protocol, arm, baseline))
-
-    def there(protocol: Protocol, *arms: str) -> bool:
-        return all(over(protocol, arm, "none") for arm in arms)
-
-    if not there(FEW, "standard", "separate", "meta"):
+        of = [[*between(found, *arms).values()] for arms in _ASKED.values() if found]
+        if of and all(of):
+            means[protocol] = [over_learners(differences) for differences in of]
+    if FEW not in means:
         return "**Not run yet**: the runs with few training characters are missing."
-    gain, sharing = mean(FEW, "standard", "none"), mean(FEW, "meta", "separate")
-    few = dict(FEW.settings)["train_classes"]
-    loss = loss_change(comparisons[FEW], "standard", "none")
-    told = [
-        f"**With only {few} characters to train on, ordinary dropout {_said(gain)}**: "
-        f"{_brief(gain)} points of accuracy over no dropout, {loss:+.0%} test loss; "
-        f"Meta Dropout gains {_brief(mean(FEW, 'meta', 'none'))}. **Sharing one mask "
-        f"between support and query {_said(sharing)}**: {_brief(sharing)} points over "
-        f"one mask for each set ({_number(over(FEW, 'meta', 'separate'))}, 95 % "
-        "intervals)."
+    sentences = {
+        FEW: "**With 30 training characters ordinary dropout {0}. "
+        "Sharing its mask {2}.**",
+        MAIN: "With all characters ordinary dropout {0}. Sharing its mask {2}.",
+        NEAR: "On the embedding itself, where drawings are compared, sharing the mask "
+        "{2}. Against no dropout, the shared mask {1}.",
+    }
+    heads = {FEW: "30 characters", MAIN: "all", NEAR: "all, mask on the embedding"}
+    told = [sentences[p].format(*map(_said, found)) for p, found in means.items()]
+    rows = [
+        ["points of accuracy (95 % interval)", *(heads[p] for p in means)],
+        ["---"] * (1 + len(means)),
+        *(
+            [name, *(_brief(found[i]) for found in means.values())]
+            for i, name in enumerate(_ASKED)
+        ),
+        ["seeds", *(f"{len(found[0].seeds)}" for found in means.values())],
     ]
-    if there(MAIN, "standard", "separate", "meta"):
-        gain, sharing = mean(MAIN, "standard", "none"), mean(MAIN, "meta", "separate")
-        told.append(
-            "With all characters, averaged over learners, ordinary dropout "
-            f"{_said(gain)}: {_brief(gain)} points. Sharing {_said(sharing)}: "
-            f"{_brief(sharing)} ({_number(over(MAIN, 'meta', 'separate'))})."
-        )
-    if there(NEAR, "separate", "meta"):
-        gain, sharing = mean(NEAR, "meta", "none"), mean(NEAR, "meta", "separate")
-        told.append(
-            "**On the embedding itself, where drawings are compared, sharing "
-            f"{_said(sharing)}**: {_brief(sharing)} points over one mask for each set. "
-            f"But there even a shared mask {_said(gain)}: {_brief(gain)} points "
-            "against no dropout (all characters, "
-            f"{_number(over(NEAR, 'meta', 'separate'))})."
-        )
-    return " ".join(told)
-
-
-def _number(differences: list[Difference]) -> str:
-    seeds = len(over_learners(differences).seeds)
-    return f"{len(differences)} learners, {seeds} seeds"
+    return " ".join(told) + "\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _brief(difference: Difference) -> str:
@@ -1184,12 +1169,8 @@ def _said(difference: Difference) -> str:
     if low > -MARGIN and high < MARGIN:
         return "makes less than a point of difference"
     if high < MARGIN:
-        return "gains less than a point, if anything, and may lose more"
-    return (
-        "loses less than a point, if anything, and may gain more"
-        if low > -MARGIN
-        else "is undecided"
-    )
+        return "adds less than a point, if anything"
+    return "costs less than a point, if anything" if low > -MARGIN else "is undecided"
 
 # %% ../nbs/a8_comparison.ipynb #cd6e77c9
 @dataclass(frozen=True)

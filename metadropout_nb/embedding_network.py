@@ -49,7 +49,7 @@ class EmbeddingNetwork(nn.Module):
     `[T, B, C, S, S]` of T tasks to `[T, B, embedding_dim]`. Raises `ValueError` for
     images of another rank, size, channel count or dtype, and for senseless settings."""
 
-    filters = 64  # a block
+    filters = 64  # per block
     query = False  # whether query images come next, unless the call says so
     force_eval = shared(MetaDropout, "force_eval", "True: no dropout in train mode.")
     next_task = shared(MetaDropout, "next_task", "Set it back to meet the same masks.")

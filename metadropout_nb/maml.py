@@ -24,9 +24,9 @@ Parameters = dict[str, Tensor]  # by name, as in `named_parameters`
 class MAML(Learner):
     """Model-agnostic meta-learning (Finn et al., 2017, algorithm 2) with a linear head.
 
-    Masks are the same at every inner step of a task, and on its query pass unless the
-    arm says otherwise. Raises `ValueError` for a network of your own with batch norm
-    that is not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
+    A task has the same masks at every inner step and on its query pass, unless the arm
+    says otherwise. Raises `ValueError` for a network of your own with batch norm that
+    is not `TaskBatchNorm`, and for inner steps or rates that make no sense."""
 
     meta_batch = 4
     chunk = 1  # each task has weights of its own: only a GPU gains by more

@@ -50,7 +50,7 @@ class Characters:
     "Handwritten characters: classes of drawings, all of one size."
 
     images: torch.Tensor  # uint8 `[classes, drawings, (3,) H, W]`, 0 paper to 255 ink
-    names: tuple[str, ...]  # one name a class, such as "Greek/character03"
+    names: tuple[str, ...]  # one name per class, such as "Greek/character03"
     counts: tuple[int, ...] = ()  # drawings of each class; left out: all
 
     def __post_init__(self) -> None:

@@ -75,10 +75,10 @@ class OriginalMetaNetwork(Learner):
 
     def __init__(
         self,
-        embedding_dim: int = 64,
-        hidden_dim: int = 128,
-        num_classes: int = 5,
-        dropout_rates: Sequence[float] = (0.05, 0.10, 0.15, 0.05),
+        embedding_dim: int = 64,  # D
+        hidden_dim: int = 128,  # H
+        num_classes: int = 5,  # N
+        dropout_rates: Sequence[float] = (0.05, 0.10, 0.15, 0.05),  # blocks 1 to 4
         network: nn.Module | None = None,  # of your own; None: an `EmbeddingNetwork`
         **settings: Any,  # of the `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):

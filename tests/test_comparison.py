@@ -470,16 +470,17 @@ def few(shared, noise=0.001):
         (0.03, 0.001, "helps"),
         (-0.03, 0.001, "hurts"),
         (0.0, 0.001, "makes less than a point of difference"),
-        (-0.008, 0.01, "gains less than a point, if anything, and may lose more"),
-        (0.008, 0.01, "loses less than a point, if anything, and may gain more"),
+        (-0.008, 0.01, "adds less than a point, if anything"),
+        (0.008, 0.01, "costs less than a point, if anything"),
         (0.0, 0.05, "is undecided"),
     ],
 )
 def test_the_short_answer_says_what_the_intervals_say(shared, noise, said):
     told = short_answer(few(shared, noise))
-    assert "30 characters to train on, ordinary dropout helps**: +3.0 (" in told
-    assert "-40% test loss" in told and "2 learners, 6 seeds" in told
-    assert f"between support and query {said}**: {100 * shared:+.1f} (" in told
+    assert "30 training characters ordinary dropout helps." in told
+    assert "| ordinary dropout, against none | +3.0 (" in told
+    assert f"Sharing its mask {said}.**" in told and "| seeds | 6 |" in told
+    assert f"| one shared mask, against one per set | {100 * shared:+.1f} (" in told
 
 
 def test_the_short_answer_of_other_runs_is_that_there_is_none():

@@ -90,7 +90,7 @@ def test_a_network_of_ones_own_is_filled(name, tmp_path):
     tasks = frozen_tasks(run)
     assert (evaluate(loaded, tasks).losses == evaluate(learner, tasks).losses).all()
     card = (tmp_path / "README.md").read_text()
-    assert "`Sequential` of their own" in card and "train_learner" not in card
+    assert "`Sequential` as its network" in card and "train_learner" not in card
 
 
 def test_a_network_of_ones_own_has_to_be_brought(own_folder):
@@ -210,7 +210,7 @@ def test_shipped_learners_know_drawings_that_they_never_saw(name, least):
     assert trained.accuracy > max(least, untrained.accuracy + 0.1)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+@pytest.mark.parametrize("name", [*LEARNERS, "people"])
 def test_shipped_learners_are_what_their_cards_say(name, omniglot_root):
     learner, run = pretrained(name)
     folder = files("metadropout_nb") / "weights" / name
@@ -221,8 +221,14 @@ def test_shipped_learners_are_what_their_cards_say(name, omniglot_root):
     assert (folder / "weights.safetensors").stat().st_size < 2_000_000
 
 
+def test_the_learner_that_ships_is_the_one_that_met_the_people_s_test(omniglot_root):
+    stored = json.loads((ROOT / "results/people/lake/proto-deep.json").read_text())
+    error, _ = lake_error(pretrained("people")[0])
+    assert error == pytest.approx(np.mean(stored["errors"]))
+
+
 def test_no_such_pretrained_learner():
-    with pytest.raises(ValueError, match="choose one of eb, maml, original, proto"):
+    with pytest.raises(ValueError, match="one of eb, maml, original, people, proto"):
         pretrained("resnet")
 
 

@@ -31,6 +31,11 @@ def one_for_all_channels(h, p):
     return h * F.dropout(torch.ones_like(h[:1, :1]), p)
 
 
+def whole_channels(h, p):
+    "Drops feature maps, not elements."
+    return h * F.dropout2d(torch.ones_like(h[:1]), p)
+
+
 def keeps_p(h, p):
     "Keeps what it should drop."
     return h * (torch.rand(1, *h.shape[1:]) < p) / p
@@ -119,7 +124,7 @@ def ignores_the_generator(shape, p, rng):
 
 WRONG = {
     "03.1": [divides, what_stays, root_of_what_goes],
-    "03.2": [unscaled, one_for_all_channels, keeps_p, only_the_mask],
+    "03.2": [unscaled, one_for_all_channels, whole_channels, keeps_p, only_the_mask],
     "03.3": [by_place, without_seed, without_site, without_task],
     "03.4": [never_separate, never_none, forgets_the_query],
     "03.5": [the_old_one, variance_for_deviation, around_zero, ignores_the_generator],
