@@ -541,8 +541,8 @@ def evaluate(
     tasks = frozen_tasks(run, test_tasks, download=False)
     half = run.bfloat16 if bfloat16 is None else bfloat16
     learner.to(device)
-    words = {"chunk": at_once(run, device), "bfloat16": half}
-    report = test(learner, tasks, **words, progress=True)
+    chunk = at_once(run, device)
+    report = test(learner, tasks, chunk=chunk, bfloat16=half, progress=True)
     console.print(report, highlight=False)
     result = folder / "evaluation.json"
     write_json(

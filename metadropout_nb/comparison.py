@@ -1145,7 +1145,7 @@ def short_answer(
     heads = {FEW: "30 characters", MAIN: "all", NEAR: "all, mask on the embedding"}
     told = [sentences[p].format(*map(_said, found)) for p, found in means.items()]
     rows = [
-        ["points of accuracy (95 % interval)", *(heads[p] for p in means)],
+        ["points, mean over learners (95 % interval)", *(heads[p] for p in means)],
         ["---"] * (1 + len(means)),
         *(
             [name, *(_brief(found[i]) for found in means.values())]

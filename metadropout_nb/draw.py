@@ -112,9 +112,10 @@ li span { white-space: nowrap; }
   .boxes { grid-template-columns: repeat(3, 1fr); }
   .panels { grid-template-columns: 1fr; }
   .panels p { min-height: 0; }
-  .panels section { display: grid; grid-template-columns: 1fr auto; gap: 0 12px; }
+  .panels section { display: grid; gap: 0 12px; }
+  .panels section { grid-template-columns: min-content minmax(0, 1fr); }
   .panels :is(h2, p) { grid-column: 1 / -1; }
-  .map { width: 140px; margin: 0; }
+  .map { width: min(100%, 140px); margin: 0 0 0 auto; }
 }
 @media (prefers-reduced-motion: no-preference) {
   .example { animation: write .5s calc(var(--stroke) * .4s) backwards; }

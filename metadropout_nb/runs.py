@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLACES', 'EMBEDDING_RATES', 'NAMED', 'load_split',
            'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner', 'at_once',
-           'processor', 'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result', 'sweep',
-           'load_results']
+           'processor', 'exact_float32', 'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result',
+           'sweep', 'load_results']
 
 # %% ../nbs/a5_runs.ipynb #238e3055
 import hashlib
@@ -341,12 +341,15 @@ def at_once(run: Run, device: str) -> int | None:
 
 
 def processor(device: str) -> str:
-    "Its name, for result files. On a GPU float32 is made to mean float32, not TF32."
-    if device == "cpu":
-        return platform.machine()
+    "Its name, for result files."
+    cpu = device == "cpu"
+    return platform.machine() if cpu else torch.cuda.get_device_name(device)
+
+
+def exact_float32() -> None:
+    "On a GPU, float32 means float32 and not TF32, and equal seeds give equal numbers."
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
-    return torch.cuda.get_device_name(device)
 
 # %% ../nbs/a5_runs.ipynb #cfe01847
 def train_learner(
@@ -360,7 +363,7 @@ def train_learner(
     Sets torch's threads, and keeps freed memory. Raises `ValueError` where the
     characters do not suffice for the tasks, `FloatingPointError` where the loss
     diverges."""
-    processor(device)
+    exact_float32()
     torch.set_num_threads(run.threads)
     keep_memory()
     way = run.train_way or run.n_way

@@ -136,19 +136,19 @@ def three_learners() -> Figure:
     figure, axis = blank(5, 4.4, 10)
     rows = [
         (
-            "embedding-based",
+            "Embedding-based Meta Network",
             GREEN,
-            "fast weights of a class:\nmean of mapped embeddings",
+            "one vector per class: mean\nof mapped embeddings",
             "dot product\nwith them",
         ),
         (
-            "weight-generating",
+            "Original Meta Network",
             ORANGE,
             "two small networks write\nweights and biases",
             "linear layer\nmade of them",
         ),
         (
-            "gradient-based",
+            "MAML",
             PINK,
             "gradient steps change\nall weights",
             "the changed\nnetwork",

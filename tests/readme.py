@@ -16,14 +16,16 @@ IMAGES = "nbs/images"
 class HideDirectives(Preprocessor):
     """What Quarto does with `#|` lines.
 
-    It drops them and the source of cells with `echo: false`, and keeps the alt text.
+    It drops them and the source of cells with `echo: false`, and keeps alt text and
+    caption.
     What runs in a page alone is left out."""
 
     def preprocess_cell(self, cell, resources, index):
         if cell.cell_type == "code":
-            resources.setdefault("alt", []).extend(
-                re.findall(r'^#\| fig-alt: "(.*)"$', cell.source, flags=re.M)
-            )
+            for kind in ("alt", "cap"):
+                resources.setdefault(kind, []).extend(
+                    re.findall(rf'^#\| fig-{kind}: "(.*)"$', cell.source, flags=re.M)
+                )
             cell.outputs = [each for each in cell.outputs if "<iframe" not in str(each)]
             hidden = "#| echo: false" in cell.source
             cell.source = (
@@ -49,9 +51,12 @@ def render() -> tuple[str, dict[str, bytes]]:  # the text, and the images by pat
     text = text.replace("](card.png)", "](nbs/card.png)")
     text = re.sub(r"~~~~(\w+)\n(.*?)~~~~", r"```\1\n\2```", text, flags=re.S)
     text = re.sub(r"```python\s*```\n", "", text)
-    alt = iter(resources["alt"])
-    text = re.sub(r"\s*!\[png\]", lambda _: f"\n\n![{next(alt)}]", text)
-    text = re.sub(r"\n{3,}", "\n\n", cite(text)).strip() + "\n"
+    said = iter(zip(resources["alt"], resources["cap"], strict=True))
+    for image in re.findall(r"!\[png\]\(.*\)", text):
+        alt, cap = next(said)
+        new = image.replace("![png]", f"![{alt}]")
+        text = text.replace(f"{image}\n    ", f"{new}\n\n*{cap}*\n")
+    text = re.sub(r"\n[ \n]*\n", "\n\n", cite(text)).strip() + "\n"
     return text, resources["outputs"]
 
 

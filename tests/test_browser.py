@@ -53,8 +53,8 @@ RULES = [
 ]
 TOO_WIDE = """() => [...document.body.querySelectorAll("*")].filter(element => {
     for (let box = element.parentElement; box; box = box.parentElement) {
-        const visible = getComputedStyle(box).overflowX === "visible";
-        if (box !== document.body && !visible) return false;
+        const scrolls = ["auto", "scroll"].includes(getComputedStyle(box).overflowX);
+        if (box !== document.body && scrolls) return false;
     }
     const screen = document.documentElement.clientWidth;
     return element.getBoundingClientRect().right > screen + 1;
@@ -136,6 +136,10 @@ def test_a_chapter_in_the_browser(page, name):
         ("<script>gone()</script>", "script error"),
         ('<img alt="a" src="data:image/png;base64,AAAA">', "missing image"),
         ('<div style="width: 500px">wide</div>', "wider than 390"),
+        (
+            '<div style="overflow: hidden"><p style="width: 500px">cut off</p></div>',
+            "wider than 390",
+        ),
         ('<p style="color: #ccc">pale</p>', "color-contrast (light)"),
         ('<p style="color: #333">dim</p>', "color-contrast (dark)"),
         (
@@ -203,7 +207,9 @@ def test_code_for_looking_up_is_closed_until_a_click(page):
         ("Code", imports, "", False),
         ("Code", f"{imports}argv", "", True),
         ("Code", "plot()", "<img alt='' src='data:,'>", False),
-        ("Exported source", "def f(): pass", "", False),
+        ("Code", 'check("01.1", f);', "<img alt='' src='data:,'>", True),
+        ("Exported source", "x = 1\n" * 12, "", True),
+        ("Exported source", "x = 1\n" * 13, "", False),
     ]
     body = "".join(
         FOLD.format(summary=summary, code=code, output=output)

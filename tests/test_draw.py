@@ -254,7 +254,7 @@ def test_the_keyboard_picks_stored_drawings(page, figure):
 @pytest.mark.parametrize("compact", [False, True])
 def test_it_fits_and_can_be_read(browser, shown, compact):
     page = browser.new_page()
-    for width, look in ((390, "quarto-light"), (1280, "quarto-dark")):
+    for width, look in ((340, "quarto-light"), (1280, "quarto-dark")):
         page.set_viewport_size({"width": width, "height": 844})
         page.set_content(document(shown[compact], look))
         figure = page.frames[1]

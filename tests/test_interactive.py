@@ -1,4 +1,4 @@
-"""The figure to play with, in a real browser: true numbers, keyboard, telephone."""
+"""The figures to play with, in a real browser: true numbers, keyboard, telephone."""
 
 import html
 import json
@@ -17,24 +17,30 @@ from metadropout_nb.explorer import mask_explorer
 from metadropout_nb.meta_dropout import ARMS, MetaDropout
 from metadropout_nb.omniglot import glyphs, show_images
 from metadropout_nb.tasks import TaskSampler
-from metadropout_nb.trained import pretrained
+from metadropout_nb.trained import lake_quiz, pretrained
 
 
-@pytest.fixture(scope="module")
-def cell():
-    "The cell of chapter 4 that holds the figure."
-    notebook = nbformat.read(ROOT / "nbs" / "04_embedding_network.ipynb", 4)
+def cell(chapter: str, source: str):
+    "The cell of a chapter that holds a figure."
+    notebook = nbformat.read(ROOT / "nbs" / f"{chapter}.ipynb", 4)
     (cell,) = [
-        c
-        for c in notebook.cells
-        if c.cell_type == "code" and "mask_explorer(" in c.source
+        c for c in notebook.cells if c.cell_type == "code" and source in c.source
     ]
     return cell
 
 
+EXPLORER = ("04_embedding_network", "mask_explorer(")
+
+
 @pytest.fixture(scope="module")
-def stored(cell):
-    return cell.outputs[0].data["text/markdown"]
+def stored():
+    return cell(*EXPLORER).outputs[0].data["text/markdown"]
+
+
+@pytest.fixture(scope="module")
+def quiz():
+    run = TaskSampler(glyphs(40), n_way=20, n_query=1).sample(1)[0]
+    return lake_quiz(run)._repr_mimebundle_()["text/markdown"]
 
 
 @pytest.fixture(scope="module")
@@ -235,18 +241,18 @@ SITE = """<!doctype html><html lang="en"><title>Site</title><body>{}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("kind", ["draw", "explorer"])
+@pytest.mark.parametrize("kind", ["draw", "explorer", "quiz"])
 def test_it_follows_the_switch_of_the_site_else_the_system(
-    browser, stored, kind, scheme
+    browser, stored, quiz, kind, scheme
 ):
     "Quarto's switch changes classes of the body, JupyterLab's an attribute."
-    frame = stored
+    frame = {"explorer": stored, "quiz": quiz}.get(kind)
     if kind == "draw":
         frame = draw_your_own(compact=True)._repr_mimebundle_()["text/markdown"]
     page = browser.new_page(color_scheme=scheme)
     page.set_content(SITE.replace("{}", frame, 1))
     figure = page.frames[1]
-    figure.locator("#summary b").first.wait_for()
+    figure.locator("main").wait_for()
 
     def looks(wanted: str) -> bool:
         ground = "getComputedStyle(document.documentElement).backgroundColor"
@@ -276,12 +282,38 @@ def test_without_scripts_there_is_a_picture(browser, stored):
     context.close()
 
 
-def test_it_works_in_an_exported_notebook(browser, cell):
+@pytest.mark.parametrize(
+    "where, place, told",
+    [
+        (EXPLORER, "#gap", r"0\.\d*[1-9]\d*|[1-9].*"),
+        (("12_people", "lake_quiz("), "#told", "Drawing 1 of 20: .*"),
+    ],
+)
+def test_it_works_in_an_exported_notebook(browser, where, place, told):
     body, _ = HTMLExporter(template_name="lab").from_notebook_node(
-        nbformat.v4.new_notebook(cells=[cell])
+        nbformat.v4.new_notebook(cells=[cell(*where)])
     )
     page = browser.new_page()
     page.route("http*://**", lambda route: route.abort())
     page.set_content(body)
-    assert page.frame_locator("iframe").locator("#gap").inner_text() != "0.00"
+    assert re.fullmatch(told, page.frame_locator("iframe").locator(place).inner_text())
+    page.close()
+
+
+def test_a_run_can_be_sorted(browser, quiz):
+    "By keyboard, on a telephone: all right but the last, which is counted as wrong."
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    page.set_content(SITE.replace("{}", quiz, 1))
+    figure = page.frames[1]
+    answers = figure.evaluate("data.answers")
+    for question, answer in enumerate([*answers[:-1], (answers[-1] + 1) % 20]):
+        assert figure.inner_text("#told").startswith(f"Drawing {question + 1} of 20")
+        figure.locator("#choices button").nth(answer).press("Enter")
+    assert figure.inner_text("#told") == "Of 20 drawings you sorted 1 wrongly, 5 %."
+    assert not figure.is_visible("#query")
+    page.wait_for_timeout(100)
+    root = "document.documentElement"
+    spare = f"[{root}.scrollWidth - innerWidth, {root}.scrollHeight - innerHeight]"
+    assert figure.evaluate(spare) == [0, 0]
+    assert Axe().run(figure).response["violations"] == []
     page.close()

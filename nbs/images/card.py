@@ -42,7 +42,7 @@ for row, (character, color, name) in enumerate(
         0.475,
         bottom + 0.19,
         name,
-        fontsize=20,
+        fontsize=24,
         color=color,
         rotation=90,
         ha="center",
@@ -56,7 +56,7 @@ figure.text(
     0.05,
     0.58,
     "One mask per task,\nshared by support and query.",
-    fontsize=20,
+    fontsize=24,
     linespacing=1.5,
 )
 figure.text(0.05, 0.43, "Does it help?", fontsize=28, color=ORANGE, weight="bold")
@@ -64,7 +64,7 @@ figure.text(
     0.05,
     0.08,
     "A course in notebooks\nthat is also a Python package",
-    fontsize=16,
+    fontsize=22,
     linespacing=1.5,
 )
 figure.savefig(Path(__file__).parents[1] / "card.png")
