@@ -151,13 +151,13 @@ def _device(name: str) -> str:
     "One that this machine has, made ready."
     import torch
 
-    from metadropout_nb.runs import processor
+    from metadropout_nb.runs import exact_float32
 
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     known = ["cpu", *(["cuda", *gpus] if gpus else [])]
     if name not in known:
         raise ValueError(f"no device {name!r} here: choose one of {', '.join(known)}")
-    processor(name)
+    exact_float32()
     return name
 
 

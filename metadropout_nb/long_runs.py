@@ -80,10 +80,14 @@ def sum_gradients(learner: Learner) -> None:
 def whole_files(folder: Path) -> Iterator[Path]:  # where to write them
     """What is written there moves into `folder` at the end: a reader sees whole files
     or none. A link is replaced, not followed."""
-    with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as new:
-        yield Path(new)
-        for path in sorted(Path(new).iterdir()):
-            os.replace(path, folder / path.name)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as new:
+            yield Path(new)
+            for path in sorted(Path(new).iterdir()):
+                os.replace(path, folder / path.name)
+    except OSError as error:  # a full disk is told without its name
+        error.filename = error.filename or str(folder)
+        raise
 
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter

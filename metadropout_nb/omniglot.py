@@ -584,7 +584,7 @@ def _download(cache: Path, background: bool) -> Path:
     place."""
     from torchvision.datasets import Omniglot
 
-    with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
+    with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as folder:
         try:
             Omniglot(folder, background=background, download=True)
         except Exception as error:
@@ -640,7 +640,7 @@ def _save_cached(path: Path, characters: Characters) -> None:
     full disk leaves none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(dir=path.parent, suffix=".tmp") as folder:
             whole = Path(folder) / path.name
             np.savez(
                 whole,
@@ -766,7 +766,7 @@ def _find_runs(root: str | Path | None, download: bool) -> Path:
 
     cache.mkdir(parents=True, exist_ok=True)
     url = f"{Omniglot.download_url_prefix}/one-shot-classification/all_runs.zip"
-    with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as new:
+    with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as new:
         try:
             download_url(url, new, md5="e8996daecdf12afeeb4a53a179f06b19")
         except Exception as error:

@@ -16,8 +16,8 @@ from metadropout_nb import __version__, cli, long_runs, runs
 from metadropout_nb.cli import app
 from metadropout_nb.comparison import planned_runs
 from metadropout_nb.meta_dropout import ARMS
-from metadropout_nb.runs import DATA, LEARNERS, Run, load_results
-from metadropout_nb.trained import load_learner
+from metadropout_nb.runs import DATA, LEARNERS, Run, build_learner, load_results
+from metadropout_nb.trained import load_learner, save_learner
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
 
@@ -82,7 +82,7 @@ def write_results(folder, *runs):
 def test_without_options_it_ends_in_a_verdict_and_says_what_next(run, monkeypatch):
     asked = []
 
-    def sweep(runs, folder, jobs, progress):
+    def sweep(runs, folder, *_):
         asked.extend(runs)
         write_results(folder, *runs)
         return load_results(folder)
@@ -172,7 +172,7 @@ def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):
 def test_the_planned_experiment_goes_on_from_what_is_there(run, tmp_path, monkeypatch):
     asked = []
 
-    def sweep(runs, folder, jobs, progress):
+    def sweep(runs, folder, *_):
         asked.extend(runs)
         write_results(folder, *(replace(one, test_tasks=20) for one in runs[:12]))
         return load_results(folder)
@@ -398,6 +398,34 @@ def test_a_learner_is_tested_in_the_precision_of_its_training(run, tmp_path):
     assert losses() == losses("--bfloat16") != losses("--no-bfloat16")
 
 
+@pytest.mark.parametrize(
+    ("words", "of", "name"),
+    [
+        (["compare", "--seeds", 1], runs, "sweep"),
+        (["train", "--out", "made"], runs, "train_learner"),
+        (["evaluate", "mine"], LEARNERS["original"], "to"),
+    ],
+)
+def test_a_device_is_used_or_refused_before_anything_is_written(
+    run, tmp_path, monkeypatch, words, of, name
+):
+    def called(*arguments, **_):
+        raise ValueError(f"called on {arguments[-1]}")
+
+    one = Run(size=16, test_tasks=3)
+    save_learner(build_learner(one), one, tmp_path / "mine")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    told = run(*words, "--device", "cuda")
+    assert told.exit_code == 1
+    assert "no device 'cuda' here: choose one of cpu" in told.output
+    assert os.listdir() == ["mine"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(runs, "processor", lambda device: device)
+    monkeypatch.setattr(of, name, called)
+    assert "called on cuda:1" in run(*words, "--device", "cuda:1").output
+    assert "called on cpu" in run(*words).output
+
+
 def test_help_teaches(run):
     assert "--data omniglot" in run("compare", "--help").output
     assert all(
@@ -417,6 +445,8 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
         "16",
         "--tasks",
         "216",
+        "--threads",
+        "1",
     ]
     save = long_runs.save_checkpoint
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from metadropout_nb import long_runs, omniglot, runs
+from metadropout_nb import cli, long_runs, omniglot, runs
 from metadropout_nb.cli import _copy_course, _cores
 from metadropout_nb.comparison import Comparison
 from metadropout_nb.long_runs import fit, whole_files
@@ -301,6 +301,38 @@ class TestWhatIsWritten:
         with full_disk(10_000):
             assert invoke("compare", "--from", tmp_path).exit_code == 1
         assert figure.read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ("train", "--size", 16, "--tasks", 2, "--threads", 1, "--out"),
+            ("evaluate", "--test-tasks", 3),
+            ("notebooks", "--no-open"),
+        ],
+    )
+    def test_no_room_for_what_a_command_writes(
+        self, tmp_path, full_disk, invoke, words
+    ):
+        def contents():
+            files = (path for path in tmp_path.rglob("*") if path.is_file())
+            return {path: path.read_bytes() for path in files}
+
+        save_learner(build_learner(RUN), RUN, tmp_path)
+        before = contents()
+        with full_disk(100):
+            told = invoke(*words, tmp_path)
+        assert told.exit_code == 1 and "Error: [Errno 27]" in told.output
+        assert tmp_path.name in told.output.replace("\n", "")
+        assert contents() == before
+
+    def test_no_room_for_what_a_command_prints(self, tmp_path, invoke, monkeypatch):
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(cli, "_copy_course", lambda folder: (1, []))
+        monkeypatch.setattr(cli.console, "print", full)
+        told = invoke("notebooks", tmp_path, "--no-open")
+        assert told.exit_code == 1 and "Error: [Errno 28]" in told.output
 
     @posix
     def test_a_figure_is_not_drawn_through_a_link(self, tmp_path, invoke):
