@@ -78,6 +78,14 @@ def on_black(image, size):
     return ImageOps.pad(image, (size, size), color=0)
 
 
+def on_gray(image, size):
+    "Filled up with a gray that passes for paper."
+    side = max(image.size)
+    paper = Image.new("L", (side, side), 160)
+    paper.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return paper.resize((size, size), Image.Resampling.BOX)
+
+
 def never_enlarged(image, size):
     "Small scans keep their size: `thumbnail` only shrinks."
     small, paper = image.copy(), Image.new("L", (size, size), 255)
@@ -113,6 +121,6 @@ WRONG = {
     "01.1": [bytes_that_overflow, not_between_0_and_1, over_classes, first_drawings],
     "01.2": [middle_at_the_ends, at_quarters, backwards],
     "01.3": [plain, absolute, nothing_differs, similarity],
-    "01.4": [stretched, cropped, on_black, never_enlarged],
+    "01.4": [stretched, cropped, on_black, on_gray, never_enlarged],
     "01.5": [as_they_were, another_alphabet, noise, one_hand],
 }

@@ -98,6 +98,17 @@ def nothing_masked(block, x):
     return block.pool(F.relu(block.norm(block.conv(x))))
 
 
+def hardly_masked(block, x):
+    "No mask, and a factor that hides it."
+    return 0.999 * nothing_masked(block, x)
+
+
+def rescaled(block, x):
+    "The mask where it was, and a factor that mends the mean."
+    y = block(x)
+    return y * nothing_masked(block, x).mean() / y.mean()
+
+
 def before_relu(block, x):
     "Between batch norm and ReLU: still before the pool."
     return block.pool(F.relu(block.dropout(block.norm(block.conv(x)))))
@@ -114,5 +125,11 @@ WRONG = {
     "04.2": [unsorted, unscaled, smallest_first, two_at_most],
     "04.3": [without_others, only_the_first, a_tensor, other_rows],
     "04.4": [unbiased, per_sample, all_channels, all_tasks],
-    "04.5": [nothing_masked, before_relu, after_the_pool_unscaled],
+    "04.5": [
+        nothing_masked,
+        hardly_masked,
+        rescaled,
+        before_relu,
+        after_the_pool_unscaled,
+    ],
 }
