@@ -470,10 +470,3 @@ def test_rotations_are_classes_of_their_own(characters):
     assert len(turned) == 4 * len(characters) and len(set(turned.names)) == len(turned)
     quarter = turned.images[len(characters)]
     assert torch.equal(torch.rot90(quarter, -1, (-2, -1)), characters.images[0])
-
-
-def test_some_classes_keep_their_names_and_counts():
-    images = glyphs(4, n_drawings=3).images
-    some = Characters(images, tuple("abcd"), (3, 2, 3, 1))[[3, 1]]
-    assert some.names == ("d", "b") and some.counts == (1, 2)
-    assert torch.equal(some.images, images[[3, 1]])
