@@ -200,6 +200,7 @@ def test_module_is_what_the_notebooks_export(tmp_path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_clean(path):
     notebook = read(path)
+    assert notebook.metadata.kernelspec.name == "python3", "JupyterLab would ask"
     for cell in code_cells(notebook):
         assert cell.execution_count is None, "run nbdev_clean"
         for output in cell.outputs:
