@@ -1135,15 +1135,18 @@ def short_answer(
             means[protocol] = [over_learners(differences) for differences in of]
     if FEW not in means:
         return "**Not run yet**: the runs with few training characters are missing."
+    few = dict(FEW.settings)["train_classes"]
     sentences = {
-        FEW: "**With 30 training characters ordinary dropout {0}. "
+        FEW: "**With {few} training characters ordinary dropout {0}. "
         "Sharing its mask {2}.**",
         MAIN: "With all characters ordinary dropout {0}. Sharing its mask {2}.",
         NEAR: "On the embedding itself, where drawings are compared, sharing the mask "
         "{2}. Against no dropout, the shared mask {1}.",
     }
-    heads = {FEW: "30 characters", MAIN: "all", NEAR: "all, mask on the embedding"}
-    told = [sentences[p].format(*map(_said, found)) for p, found in means.items()]
+    heads = {FEW: f"{few} characters", MAIN: "all", NEAR: "all, mask on the embedding"}
+    told = [
+        sentences[p].format(*map(_said, found), few=few) for p, found in means.items()
+    ]
     rows = [
         ["points, mean over learners (95 % interval)", *(heads[p] for p in means)],
         ["---"] * (1 + len(means)),
