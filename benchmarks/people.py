@@ -47,7 +47,7 @@ MAML stays at 28x28 and five ways, its own test. `rate`: one inner step at a rat
 statistics for each step in place of the support set's, which differ from the query
 set's. `steps`: three steps, rates learned per layer and step, the loss after every step
 counts at first. `group`: group norm, which knows no other image, so nothing differs at
-test.
+test. `both`: group norm and three steps.
 
 At test each learner is judged as it is and with a second look: the mean embedding of
 nine copies, shifted, turned and resized a little."""
@@ -58,6 +58,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import process_time
@@ -70,17 +71,19 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from metadropout_nb import training
 from metadropout_nb.embedding_network import TaskBatchNorm
 from metadropout_nb.long_runs import LongRun, interrupt_held
-from metadropout_nb.maml import MAML
+from metadropout_nb.maml import MAML, Parameters
 from metadropout_nb.omniglot import Characters, load_lake_runs, rotate
 from metadropout_nb.runs import (
     LEARNERS,
     TEST_SEED,
     build_learner,
+    exact_float32,
     load_split,
     processor,
     write_json,
@@ -136,6 +139,7 @@ BASE = Trial("base")
 HEADS = replace(BASE, learner="original"), replace(BASE, learner="eb")
 FIVE = {"size": 28, "widths": (64,) * 4, "ways": 5, "queries": 5, "learner": "maml"}
 FIVE |= {"share": 0.0, "meta_batch": 8, "bfloat16": False, "norm": "step"}
+GROUP = {"norm": "group"}
 TRIALS = [
     BASE,
     replace(BASE, name="match", match=1),
@@ -150,7 +154,15 @@ TRIALS = [
     *(replace(head, name="alphabets", share=1.0) for head in HEADS),
     Trial("rate", **FIVE, tasks=35_000),
     Trial("steps", **FIVE, inner_steps=3, inner_lr=0.1, multi_step=4000, tasks=12_000),
-    Trial("group", **FIVE | {"norm": "group"}, tasks=35_000),
+    Trial("group", **FIVE | GROUP, tasks=35_000),
+    Trial(
+        "both",
+        **FIVE | GROUP,
+        inner_steps=3,
+        inner_lr=0.1,
+        multi_step=4000,
+        tasks=12_000,
+    ),
 ]
 
 
@@ -209,9 +221,12 @@ def jittered(
 
 
 class StepNorm(nn.Module):
-    "Batch norm with running statistics for each inner step (Antoniou et al., 2019)."
+    """Batch norm with running statistics for each inner step (Antoniou et al., 2019).
+
+    In training by the batch's own, which it leaves in `seen` for `gather`."""
 
     step = 0
+    seen: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, filters: int, steps: int):
         super().__init__()
@@ -221,8 +236,19 @@ class StepNorm(nn.Module):
         self.register_buffer("var", torch.ones(steps, filters))
 
     def forward(self, x: Tensor) -> Tensor:
-        of_step = self.mean[self.step], self.var[self.step]
-        return F.batch_norm(x, *of_step, self.weight, self.bias, self.training, 0.02)
+        if not self.training:
+            known = self.mean[self.step], self.var[self.step]
+            return F.batch_norm(x, *known, self.weight, self.bias)
+        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        self.seen = mean, var
+        scale = self.weight * (var + 1e-5).rsqrt()
+        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+
+    @torch.no_grad()
+    def gather(self, step: int, mean: Tensor, var: Tensor, rate: float = 0.02) -> None:
+        "Moves a step's statistics towards those of tasks, each `[T, filters]`."
+        self.mean[step].lerp_(mean.mean(0), rate)
+        self.var[step].lerp_(var.mean(0), rate)
 
 
 def convolution(i: int, o: int, norm: nn.Module, stride: int = 1) -> nn.Sequential:
@@ -285,7 +311,7 @@ class MatchingNetwork(PrototypicalNetwork):
 class StepMAML(MAML):
     """MAML with an inner rate per tensor and step, and a loss after each step at first.
 
-    Its gradients are `torch.autograd.grad`'s, so that `StepNorm` may count."""
+    The tasks of a batch run through `vmap`."""
 
     def __init__(self, inner_lr: float, inner_steps: int, fade: int, **settings: Any):
         super().__init__(inner_lr=inner_lr, inner_steps=inner_steps, **settings)
@@ -295,35 +321,53 @@ class StepMAML(MAML):
         self.fade = fade
         self.register_buffer("seen", torch.zeros(()))  # training tasks
 
-    def at_step(self, step: int) -> None:
-        for layer in self.network.modules():
-            if isinstance(layer, StepNorm):
-                layer.step = step
+    @property
+    def step_norms(self) -> list[StepNorm]:
+        return [m for m in self.network.modules() if isinstance(m, StepNorm)]
+
+    def pass_at(
+        self, step: int, parameters: Parameters, images: Tensor, query: bool = False
+    ) -> tuple[Tensor, list[Any]]:
+        "Logits, and what the norms saw at this step."
+        for norm in self.step_norms:
+            norm.step = step
+        logits = self.logits(parameters, images, query)
+        return logits, [norm.seen for norm in self.step_norms if norm.training]
+
+    def answer(
+        self, early: bool, support_x: Tensor, support_y: Tensor, query_x: Tensor
+    ) -> tuple[list[Tensor], list[tuple[int, list[Any]]]]:
+        "Logits of a task's query set after every step, or after the last alone."
+
+        def loss_of(parameters: Parameters, step: int) -> tuple[Tensor, list[Any]]:
+            logits, seen = self.pass_at(step, parameters, support_x)
+            return F.cross_entropy(logits, support_y), seen
+
+        parameters, after, found = self.initial(), [], []
+        for step, rates in enumerate(self.inner_lr):
+            gradients, (_, seen) = grad_and_value(loss_of, has_aux=True)(
+                parameters, step
+            )
+            found.append(seen)
+            moves = zip(parameters.items(), rates, strict=True)
+            parameters = {name: p - r * gradients[name] for (name, p), r in moves}
+            if early or step == self.inner_steps - 1:
+                logits, seen = self.pass_at(step + 1, parameters, query_x, True)
+                after.append(logits)
+        return after, [*found, seen]
 
     def forward(self, support_x: Tensor, support_y: Tensor, query_x: Tensor) -> Tensor:
-        if support_x.dim() == 5:
-            tasks = zip(support_x, support_y, query_x, strict=True)
-            return torch.stack([self(*task) for task in tasks])
+        if support_x.dim() == 4:
+            return self(support_x[None], support_y[None], query_x[None])[0]
         training.check_task(support_x, support_y, query_x, self.num_classes)
-        self.start_tasks(support_x)
-        self.seen += self.training
+        self.seen += len(support_x) * self.training
         early = self.training and bool(self.seen < self.fade)
-        parameters, after = self.initial(), []
-        with torch.enable_grad():
-            for step, rates in enumerate(self.inner_lr):
-                self.at_step(step)
-                loss = F.cross_entropy(self.logits(parameters, support_x), support_y)
-                of = list(parameters.values())
-                gradients = torch.autograd.grad(loss, of, create_graph=self.training)
-                parameters = {
-                    name: p - rate * gradient
-                    for (name, p), rate, gradient in zip(
-                        parameters.items(), rates, gradients, strict=True
-                    )
-                }
-                if early or step == self.inner_steps - 1:
-                    self.at_step(self.inner_steps if not early else step + 1)
-                    after.append(self.logits(parameters, query_x, True))
+        after, found = vmap(partial(self.answer, early))(support_x, support_y, query_x)
+        for step, seen in enumerate(found):
+            for norm, statistics in zip(self.step_norms, seen, strict=False):
+                norm.gather(step, *statistics)
+        for norm in self.step_norms:
+            norm.seen = None
         if not early:
             return after[-1]
         # Weights go from equal to the last alone. The further column fills up what the
@@ -380,6 +424,7 @@ def train(
     trial: Trial, checkpoint: Path | None = None, every: int = 500
 ) -> tuple[Learner, training.History]:
     "A trial's learner, trained with one thread; goes on from the checkpoint."
+    exact_float32()
     torch.set_num_threads(1)
     keep_memory()
     learner = learner_of(trial).to(DEVICE)
@@ -398,6 +443,7 @@ def train(
     )
     settings = {"meta_batch": trial.meta_batch, "lr": trial.lr, "schedule": "cosine"}
     settings |= {"seed": trial.seed, "bfloat16": trial.bfloat16}
+    settings |= {"chunk": trial.meta_batch if DEVICE == "cuda" else None}
     said = json.loads(json.dumps(asdict(trial))) | {"n_tasks": trial.tasks}
     with interrupt_held() as interrupts:
         hooks = Averaging(trial.tasks, checkpoint, every, said, interrupts)
@@ -565,7 +611,7 @@ def finals(learner: str) -> None:
         frozen = TaskSampler(test, 5, 1, 15, seed=TEST_SEED).sample(1000)
         found["frozen 5-way"] = errors(trained, frozen)
         write_json(path, made)
-    for ways in (5,) if learner == "maml" else (5, 20):
+    for ways in (5, 20) if learner == "proto" else ():
         if (name := f"papers {ways}-way") not in found:
             tasks = papers_tasks(ways, trial.size)
             found[name] = errors(final(learner, "papers"), tasks)
