@@ -236,11 +236,11 @@ class StepNorm(nn.Module):
         self.register_buffer("var", torch.ones(steps, filters))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            known = self.mean[self.step], self.var[self.step]
-            return F.batch_norm(x, *known, self.weight, self.bias)
-        var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        self.seen = mean, var
+        if self.training:
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            self.seen = mean, var
+        else:
+            mean, var = self.mean[self.step], self.var[self.step]
         scale = self.weight * (var + 1e-5).rsqrt()
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
