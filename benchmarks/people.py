@@ -50,7 +50,8 @@ counts at first. `group`: group norm, which knows no other image, so nothing dif
 test. `both`: group norm and three steps.
 
 At test each learner is judged as it is and with a second look: the mean embedding of
-nine copies, shifted, turned and resized a little."""
+nine copies, shifted, turned and resized a little. MAML with statistics for each step is
+judged as published MAML is, too: its query set normalised by its own statistics."""
 
 import argparse
 import json
@@ -102,6 +103,7 @@ from metadropout_nb.training import Learner, PrototypicalNetwork, evaluate, keep
 
 OUT = Path(__file__).parents[1] / "results" / "people"
 RATES = (0.05, 0.10, 0.15, 0.0)  # of dropout, after each block
+LOOKS = "once", "nine looks"  # that see one query image at a time
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -225,6 +227,7 @@ class StepNorm(nn.Module):
 
     In training by the batch's own, which it leaves in `seen` for `gather`."""
 
+    own = False  # at test, too
     step = 0
     seen: tuple[Tensor, Tensor] | None = None
 
@@ -236,7 +239,7 @@ class StepNorm(nn.Module):
         self.register_buffer("var", torch.ones(steps, filters))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training:
+        if self.training or self.own:
             var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
             self.seen = mean, var
         else:
@@ -385,6 +388,21 @@ def with_second_look(learner: Learner, size: int) -> Learner:
     return looking
 
 
+def with_query_statistics(learner: StepMAML) -> StepMAML:
+    "As published MAML is tested: the query set is normalised by its own statistics."
+    own = with_ways(learner, learner.num_classes)
+    for norm in own.step_norms:
+        norm.own = True
+    return own
+
+
+def looking(learner: Learner, trial: Trial, look: str) -> Learner:
+    "A trained learner as it is at test."
+    if look == "query statistics":
+        return with_query_statistics(learner)
+    return learner if look == "once" else with_second_look(learner, trial.size)
+
+
 def characters_of(trial: Trial) -> Characters:
     if trial.data == "papers":  # with rotations already
         return load_papers_split(trial.size)[0]
@@ -467,14 +485,17 @@ def execute(trial: Trial, checkpoint: Path | None = None) -> dict[str, Any]:
     runs = validation_runs(trial.size)
     test = load_split("validation", trial.size)[1]
     five = TaskSampler(test, 5, 1, 15, seed=TEST_SEED).sample(300)
-    looks = {"once": learner}
+    looks = ["once"]
     if trial.learner != "maml":
-        looks["nine looks"] = with_second_look(learner, trial.size)
-    found = {
-        look: {"five ways": errors(one, five)}
-        | ({} if trial.learner == "maml" else {"runs": errors(one, runs)})
-        for look, one in looks.items()
-    }
+        looks.append("nine looks")
+    elif trial.norm == "step":
+        looks.append("query statistics")
+    found = {}
+    for look in looks:
+        one = looking(learner, trial, look)
+        found[look] = {"five ways": errors(one, five)}
+        if trial.learner != "maml":
+            found[look]["runs"] = errors(one, runs)
     marks = np.linspace(0, len(history.losses), 51).astype(int)
     return {
         "trial": asdict(trial),
@@ -531,7 +552,7 @@ def summary(result: dict[str, Any]) -> str:
     return f"{'; '.join(told)}; {result['minutes']} minutes"
 
 
-def best_of(learner: str) -> tuple[Trial, str]:
+def best_of(learner: str, looks: tuple[str, ...] = LOOKS) -> tuple[Trial, str]:
     "The trial with the smallest validation error, and how often to look."
     test = "five ways" if learner == "maml" else "runs"
     found = []
@@ -539,17 +560,17 @@ def best_of(learner: str) -> tuple[Trial, str]:
         result = json.loads(path.read_text())
         trial = Trial(**result["trial"] | {"widths": tuple(result["trial"]["widths"])})
         if trial.data == "validation":
-            for look, tests in result["errors"].items():
-                found.append((float(np.mean(tests[test])), look, trial))
+            for look in result["errors"].keys() & {*looks}:
+                error = float(np.mean(result["errors"][look][test]))
+                found.append((error, look, trial))
     if not found:
         raise FileNotFoundError(f"no finished trial of {learner} in {OUT}: --all first")
     _, look, trial = min(found, key=lambda one: one[:2])
     return trial, look
 
 
-def final(learner: str, data: str) -> Learner:
-    "The best recipe, trained on all background characters or on the papers' 1,200."
-    trial, look = best_of(learner)
+def final(trial: Trial, look: str, data: str) -> Learner:
+    "A recipe, trained on all background characters or on the papers' 1,200."
     trial = replace(trial, data=data)
     weights = left_at(trial, ".safetensors")
     if weights.exists():
@@ -558,7 +579,7 @@ def final(learner: str, data: str) -> Learner:
     else:
         trained, _ = train(trial, left_at(trial, ".checkpoint"))
         save_model(trained, weights)
-    return trained if look == "once" else with_second_look(trained, trial.size)
+    return looking(trained, trial, look)
 
 
 def look_at_lake(name: str, learner: Learner, size: int, made: dict[str, Any]) -> None:
@@ -596,8 +617,14 @@ def lake_today() -> None:
 
 def finals(learner: str) -> None:
     "The best recipe of a learner: Lake's runs, the frozen tasks, the papers' protocol."
-    trial, look = best_of(learner)
-    trained = final(learner, "omniglot")
+    tested(*best_of(learner))
+    if learner == "maml":
+        tested(*best_of(learner, ("query statistics",)))
+
+
+def tested(trial: Trial, look: str) -> None:
+    learner = trial.learner
+    trained = final(trial, look, "omniglot")
     if learner != "maml":
         made = asdict(trial) | {"look": look}
         look_at_lake(f"{learner}-{trial.name}", trained, trial.size, made)
@@ -614,7 +641,7 @@ def finals(learner: str) -> None:
     for ways in (5, 20) if learner == "proto" else ():
         if (name := f"papers {ways}-way") not in found:
             tasks = papers_tasks(ways, trial.size)
-            found[name] = errors(final(learner, "papers"), tasks)
+            found[name] = errors(final(trial, look, "papers"), tasks)
             write_json(path, made)
 
 
