@@ -250,8 +250,8 @@ class StepNorm(nn.Module):
     @torch.no_grad()
     def gather(self, step: int, mean: Tensor, var: Tensor, rate: float = 0.02) -> None:
         "Moves a step's statistics towards those of tasks, each `[T, filters]`."
-        self.mean[step].lerp_(mean.mean(0), rate)
-        self.var[step].lerp_(var.mean(0), rate)
+        self.mean[step].lerp_(mean.mean(0).to(self.mean), rate)
+        self.var[step].lerp_(var.mean(0).to(self.var), rate)
 
 
 def convolution(i: int, o: int, norm: nn.Module, stride: int = 1) -> nn.Sequential:

@@ -27,6 +27,7 @@ from metadropout_nb.comparison import (
     corrected_p_values,
     group_results,
     loss_change,
+    means,
     missing_rows,
     over_learners,
     paired_differences,
@@ -451,12 +452,17 @@ def sample(learner, arm, seed, mean, tasks_tested=1000, **settings):
 
 def few(shared, noise=0.001):
     "Runs on 30 characters: dropout gains three points; a shared mask, so much more."
-    means = {"none": 0.7, "standard": 0.73, "separate": 0.73, "meta": 0.73 + shared}
+    planted = {
+        "none": 0.7,
+        "standard": 0.73,
+        "separate": 0.73,
+        "meta": 0.73 + shared,
+    }
     found = [
         sample(learner, arm, seed, mean + noise * (seed % 3 - 1) * (arm == "meta"))
         for learner in ("proto", "eb")
         for seed in range(6)
-        for arm, mean in means.items()
+        for arm, mean in planted.items()
     ]
     for one in found:
         one["run"]["train_classes"] = 30
@@ -707,6 +713,26 @@ def test_the_mean_over_learners_weighs_them_equally_over_common_seeds():
     ):
         with pytest.raises(ValueError, match="mean over|in common"):
             over_learners(wrong)
+
+
+def test_means_are_over_the_learners_that_ran_all_arms():
+    arms = {"eb": {"none": 0.5, "meta": 0.6, "separate": 0.7}, "maml": {"none": 0.5}}
+    arms["maml"]["meta"] = 0.9
+    one = Comparison(
+        [
+            sample(learner, arm, seed, accuracy)
+            for learner, of in arms.items()
+            for arm, accuracy in of.items()
+            for seed in (0, 1)
+        ]
+    )
+    gain, sharing = ("meta", "none"), ("meta", "separate")
+    both = means(one, [gain, sharing])
+    of_eb = between(one, *gain)["eb"]
+    assert both[gain].mean == pytest.approx(of_eb.mean)
+    assert means(one, [gain])[gain].mean > of_eb.mean  # MAML's, too
+    with pytest.raises(ValueError, match="no learner was run with all arms"):
+        means(one, [gain, ("standard", "none")])
 
 
 def test_protocols_do_not_mix():

@@ -493,6 +493,23 @@ def test_the_loss_after_every_step():
     assert losses[2, 10**9] == pytest.approx(both, abs=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["step", "group"])
+def test_tasks_of_maml_at_once_are_those_one_by_one(norm):
+    sizes = {"widths": (8,) * 4, "inner_steps": 2}
+    trial = replace(TRIAL, learner="maml", norm=norm, **sizes)
+    learner = people.learner_of(trial).double()
+    tasks = TaskSampler(glyphs(8), n_query=2).sample(3)
+    inputs = tasks.support_x.double(), tasks.support_y, tasks.query_x.double()
+    together = learner(*inputs)
+    apart = torch.stack([learner(*task) for task in zip(*inputs, strict=True)])
+    torch.testing.assert_close(together, apart)
+    learner.eval()
+    for norm in learner.step_norms:  # three passes of each step were gathered
+        assert (norm.mean != 0).any(1).all()
+        norm.own = True
+    torch.testing.assert_close(learner(*inputs), together)
+
+
 def test_a_second_look_keeps_what_comes_out():
     learner = people.learner_of(TRIAL).eval()
     looking = people.with_second_look(learner, TRIAL.size)
