@@ -34,29 +34,38 @@ if TYPE_CHECKING:
     from metadropout_nb.runs import Run
 
 # %% ../nbs/cli.ipynb #efa31612
-class _Command(TyperGroup):
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
     "A mistake of the user's costs a sentence, not a traceback."
+    try:
+        yield
+    except typer.Exit:  # a RuntimeError, too
+        raise
+    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as e:
+        from metadropout_nb.omniglot import _plain
+
+        told = str(e) or "there is not enough memory"
+        told = "\n".join(map(_plain, told.splitlines()))
+        Console(stderr=True, markup=False).print(
+            Text("Error:", "bold red"), told, highlight=False
+        )
+        raise typer.Exit(1) from e
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "Interrupted. What was finished is kept: the same command goes on from "
+            "there."
+        )
+        raise typer.Exit(130) from None
+
+
+class _Command(TyperGroup):
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:  # prints the version
+        with _in_a_sentence():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _in_a_sentence():
             return super().invoke(ctx)
-        except typer.Exit:  # a RuntimeError, too
-            raise
-        except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as e:
-            from metadropout_nb.omniglot import _plain
-
-            told = str(e) or "there is not enough memory"
-            told = "\n".join(map(_plain, told.splitlines()))
-            Console(stderr=True, markup=False).print(
-                Text("Error:", "bold red"), told, highlight=False
-            )
-            raise typer.Exit(1) from e
-        except KeyboardInterrupt:
-            Console(stderr=True).print(
-                "Interrupted. What was finished is kept: the same command goes on from "
-                "there."
-            )
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(

@@ -1162,7 +1162,8 @@ def short_answer(
     }
     heads = {FEW: f"{few} characters", MAIN: "all", NEAR: "all, mask on the embedding"}
     told = [
-        sentences[p].format(*map(_said, found), few=few) for p, found in averages.items()
+        sentences[p].format(*map(_said, found), few=few)
+        for p, found in averages.items()
     ]
     rows = [
         ["points, mean over learners (95 % interval)", *(heads[p] for p in averages)],

@@ -358,6 +358,15 @@ print(*sys.modules)
     assert not heavy & set(loaded.split())
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full device")
+@pytest.mark.parametrize("words", ["--version", "--help", "compare --help"])
+def test_output_that_cannot_be_written_costs_a_sentence(words):
+    command = f"{sys.executable} -m metadropout_nb {words} > /dev/full"
+    told = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert told.returncode == 1
+    assert "No space left" in told.stderr and "Traceback" not in told.stderr
+
+
 @pytest.mark.parametrize("words", [["--version"], ["compare", "--help"]])
 def test_as_a_module_it_is_the_same_command(run, words):
     command = [sys.executable, "-m", "metadropout_nb", *words]
