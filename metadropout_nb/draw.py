@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from .explorer import Page
-from .omniglot import _hand, _render, _strokes, show_images
+from .omniglot import _hand, _render, _strokes
+from .style import show_images
 from .trained import pretrained
 from .training import Learner
 

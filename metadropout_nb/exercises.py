@@ -87,8 +87,8 @@ def as_tensor(
 # %% ../nbs/exercises.ipynb #937574f5
 from PIL import Image, ImageDraw
 
-from .omniglot import _curve, glyphs, show_images
-from .style import BLUE, GRAY, start_figure
+from .omniglot import _curve, glyphs
+from .style import BLUE, GRAY, show_images, start_figure
 
 # %% ../nbs/exercises.ipynb #13214fa6
 @checker("01.1")

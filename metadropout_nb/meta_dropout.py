@@ -104,7 +104,7 @@ class MetaDropout(guards.Guarded):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:  # `[1, C, H, W]` or `[T, 1, C, H, W]`; "standard": B, not 1
-        "The current tasks' masks: functions of (mask seed, task, site, set, call)."
+        "The current tasks' masks: functions of (mask seed, task, site, set, pass)."
         guards.check_begun(self.tasks, shape)
         samples = shape[-4] if self.dropout == "standard" else 1
         sides = (1, 1) if self.whole_channels else shape[-2:]
@@ -143,7 +143,13 @@ class MetaDropout(guards.Guarded):
         guards.check_mask(mask, h)
         return (h * mask.to(x.device, x.dtype)).view_as(x)
 
-# %% ../nbs/03_meta_dropout.ipynb #084679dc
+# %% ../nbs/a3_any_network.ipynb #b73b7480
+# Names that can be imported from the layer's own module, too.
+from .guards import in_backward, is_exported  # noqa: F811
+
+_all_ = ["in_backward", "is_exported"]
+
+# %% ../nbs/a3_any_network.ipynb #f42a6111
 def sites(network: nn.Module) -> list[MetaDropout]:
     "The dropout layers of any network, in the order in which they were registered."
     return [module for module in network.modules() if isinstance(module, MetaDropout)]
@@ -158,9 +164,3 @@ def seed_masks(
     for site in sites(network):
         site.seed, site.next_task = seed, next_task
         site.start_tasks(0)
-
-# %% ../nbs/a3_any_network.ipynb #b73b7480
-# Names that can be imported from the layer's own module, too.
-from .guards import in_backward, is_exported  # noqa: F811
-
-_all_ = ["in_backward", "is_exported"]

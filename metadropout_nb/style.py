@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'GREEN', 'SKY', 'PINK', 'YELLOW', 'GRAY', 'ARM_COLORS', 'LEARNER_COLORS', 'SET_COLORS', 'SEQUENTIAL',
-           'DIVERGING', 'MASKED', 'start_figure']
+           'DIVERGING', 'MASKED', 'start_figure', 'show_images']
 
 # %% ../nbs/style.ipynb #84b60653
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from matplotlib import colormaps
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -60,3 +62,30 @@ def start_figure(
     )
     plt.close(figure)
     return figure, axes
+
+# %% ../nbs/style.ipynb #f4a55b5f
+def show_images(
+    rows: Sequence[Any] | torch.Tensor,  # `[i][j]`: gray `[H, W]` or bytes `[3, H, W]`
+    row_labels: Sequence[str] | None = None,  # one per row, written at its left
+    column_labels: Sequence[str] | None = None,  # one per column, written above it
+    scale: float = 0.7,  # inches per image
+    cmap: str = "gray_r",  # matplotlib colour map; the default shows high values dark
+    vmin: float | None = None,  # shown in the first colour; None: the image's smallest
+    vmax: float | None = None,  # shown in the last colour; None: the image's largest
+) -> Figure:  # the figure, closed, so that a notebook shows it once
+    "A grid of images with labelled rows and columns."
+    n_rows, n_columns = len(rows), len(rows[0])
+    size = (scale * n_columns + (1.2 if row_labels else 0.1), scale * n_rows + 0.35)
+    figure, axes = start_figure(*size, n_rows, n_columns, squeeze=False)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            image = torch.as_tensor(image).detach()
+            if image.dim() == 3:  # in color, where 0 is white, too
+                image = 255 - image.permute(1, 2, 0)
+            axes[i, j].imshow(image, cmap=cmap, vmin=vmin, vmax=vmax)
+            axes[i, j].set(xticks=[], yticks=[])
+    for i, label in enumerate(row_labels or []):
+        axes[i, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for j, label in enumerate(column_labels or []):
+        axes[0, j].set_title(label, fontsize=9)
+    return figure

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from .omniglot import Characters, show_images
+from .omniglot import Characters
+from .style import show_images
 
 # %% ../nbs/02_tasks.ipynb #aae25b9e
 @dataclass(frozen=True, eq=False)

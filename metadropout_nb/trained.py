@@ -47,6 +47,7 @@ from metadropout_nb.omniglot import (
     rotate,
 )
 from .runs import LEARNERS, TEST_SEED, Run, build_learner, load_split
+from .style import show_images
 from .tasks import TaskBatch, TaskSampler
 from .training import Evaluation, Learner, PrototypicalNetwork, evaluate
 
@@ -208,7 +209,7 @@ def lake_quiz(
             "query": png(run.query),
             "answers": run.query_y.tolist(),
         },
-        picture=omniglot.show_images(images.unflatten(0, (4, -1)), scale=0.4),
+        picture=show_images(images.unflatten(0, (4, -1)), scale=0.4),
         height=560,
     )
 
