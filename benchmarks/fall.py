@@ -3,9 +3,9 @@
     METADROPOUT_DATA=... python benchmarks/fall.py --weights FOLDER
 
 Trains the embedding-based learner with its runs of part D, the same at 28x28 for
-comparison, and one cure, masks after the pool. A result file a run goes to results/,
-weights stay in FOLDER, and a file a learner with what the tests gave goes to
-results/why/fall/. What is finished is skipped, and the same command goes on.
+comparison, and one cure, masks after the pool. One result file per run goes to
+results/, weights stay in FOLDER, and one file per learner, with what the tests gave,
+goes to results/why/fall/. What is finished is skipped, and the same command goes on.
 
 The tests change what a trained learner meets, and no weight: masks on or off, by
 statistics settled on training tasks with or without masks; only their means, only their

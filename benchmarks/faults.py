@@ -110,7 +110,7 @@ def begun(folder: Path) -> Counter:
 
 
 def look(folder: Path) -> tuple[dict[str, dict], int]:
-    "The finished results by name, and how many files under a result's name are none."
+    "The finished results by name, and how many files named like results are not whole."
     found, half = {}, 0
     for path in folder.glob("*.json"):
         try:

@@ -11,12 +11,10 @@ by `validation_runs` of those. Lake's own runs are looked at once per learner; t
 in results/people/lake/ says when, and is never written again.
 
 Trains on a GPU where there is one. Without, each trial takes one core about two hours
-(MAML's: forty minutes). Images per second of one core's own time in training, taken
-while other programs shared it, so lower bounds (`--speed` measures them again): `base`
-274, `match` 453, `deep` 315, `plain` 344, `large` 172, MAML's `rate` 416, `group` 486.
+(MAML's: forty minutes); `--speed` measures images per second of one core's own time.
 
-What reaches 4.5 % soonest? A Conv-4 at 28x28 stood at 7 to 8 % from half of its 20,000
-tasks on, so more of the same is not on the list. In this order, and why:
+What reaches people's 4.5 % soonest? A Conv-4 at 28x28 stood at 7 to 8 % from half of
+its 20,000 tasks on, so more of the same is not on the list. In this order, and why:
 
 1. `base`: 56x56, where strokes no longer run together; filters 32, 64, 128, 128, as
    costly as four times 64; the last map of 3x3 kept as it is (1,152 numbers, not 64);
@@ -32,7 +30,7 @@ tasks on, so more of the same is not on the list. In this order, and why:
 5. `plain`: five queries of 20 ways, the papers' kind of task, same images. What the
    ways bring.
 6. `large`: 105x105, Omniglot as it is, with a stride of two in the first convolution:
-   finer strokes, for two thirds more work.
+   finer strokes, at about the same number of products per image.
 7. `shared` and 8. `standard`: dropout, one mask per task or one per sample, at the
    course's rates. Here trainings are long and characters seen hundreds of times.
 
@@ -42,15 +40,16 @@ two remedies: their heads have no distance built in and learn it from many negat
 (`alphabets`).
 
 MAML stays at 28x28 and five ways, its own test. `rate`: one inner step at a rate of
-0.4, learned for each layer, as the paper has it (ours: five steps at 0.01), and running
-statistics for each step in place of the support set's, which differ from the query
-set's. `steps`: three steps, rates learned per layer and step, the loss after every step
-counts at first. `group`: group norm, which knows no other image, so nothing differs at
-test. `both`: group norm and three steps.
+0.4, as the MAML paper has it (ours: five at 0.01), learned for each tensor and step,
+and running statistics for each step (both Antoniou et al., 2019) in place of the
+support set's, which differ from the query set's. `steps`: three steps, rates learned
+per tensor and step, the loss after every step counts at first. `group`: group norm,
+which knows no other image, so nothing differs at test. `both`: group norm and three
+steps.
 
-At test each learner is judged as it is and with a second look: the mean embedding of
-nine copies, shifted, turned and resized a little. MAML with statistics for each step is
-judged as published MAML is, too: its query set normalised by its own statistics."""
+At test each learner but MAML is judged as it is and with nine looks: the mean embedding
+of nine copies, shifted, turned and resized a little. MAML with statistics for each step
+is judged as published MAML is, too: its query set normalised by its own statistics."""
 
 import argparse
 import json

@@ -23,7 +23,8 @@ RESULTS = Path(__file__).parents[1] / "results"
 def difference(stored: dict, again: dict) -> float:
     "In mean accuracy, a fraction; 0 only if every number of the two is the same."
     same = all(
-        stored[key] == again[key] for key in ("accuracies", "losses", "training")
+        stored[key] == again[key]
+        for key in ("accuracies", "losses", "familiar", "training")
     )
     apart = abs(float(np.mean(stored["accuracies"]) - np.mean(again["accuracies"])))
     return 0.0 if same else max(apart, np.finfo(float).tiny)

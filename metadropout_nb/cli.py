@@ -91,7 +91,7 @@ def _command(
             "--version",
             callback=_tell_version,
             is_eager=True,
-            help="Tell it, and no more.",
+            help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -281,7 +281,7 @@ def compare(
         bool,
         typer.Option(
             "--planned",
-            help="What is missing of the course's study, whatever else is asked.",
+            help="Run what is missing of the course's study; only --out, --jobs and --device count beside it.",
         ),
     ] = False,
 ) -> None:
@@ -296,7 +296,8 @@ def compare(
     `metadropout compare --data photos`
 
     One learner on Omniglot:
-    `metadropout compare --data omniglot --tasks 2000 --test-tasks 1000 --seeds 10`
+    `metadropout compare --data omniglot --train-classes 30 --tasks 2000 --test-tasks 1000
+    --seeds 10`
 
     The course's study, or what is missing of it:
     `metadropout compare --planned --out results`

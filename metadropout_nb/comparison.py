@@ -344,12 +344,14 @@ def _place(run: Run) -> tuple[Any, ...]:
 def corrected_p_values(
     differences: Sequence[Difference],
 ) -> np.ndarray:  # one per difference; not a number with one seed
-    """p-values corrected for testing all of these at once (false discovery rate,
-    Benjamini and Hochberg)."""
+    """p-values corrected for testing all differences from one baseline at once (false
+    discovery rate, Benjamini and Hochberg)."""
     p = np.array([difference.p_value for difference in differences])
-    there = ~np.isnan(p)
-    if there.any():
-        p[there] = stats.false_discovery_control(p[there], method="bh")
+    baselines = np.array([difference.baseline for difference in differences])
+    for baseline in set(baselines):
+        there = ~np.isnan(p) & (baselines == baseline)
+        if there.any():
+            p[there] = stats.false_discovery_control(p[there], method="bh")
     return p
 
 # %% ../nbs/a8_comparison.ipynb #0bd6b8d0
@@ -383,10 +385,11 @@ def spread_changes(
     found = []
     for (learner, arm), of_seed in reports.items():
         base = reports.get((learner, baseline), {})
-        varied = lambda seed, base=base, of_seed=of_seed: (
-            min(np.ptp(r[seed].accuracies) for r in (base, of_seed)) > 1e-9
-        )
-        seeds = list(filter(varied, sorted(base.keys() & of_seed.keys())))
+        seeds = [
+            seed
+            for seed in sorted(base.keys() & of_seed.keys())
+            if min(np.ptp(r[seed].accuracies) for r in (base, of_seed)) > 1e-9
+        ]
         if arm != baseline and seeds:
             logs = np.array(
                 [np.log(of_seed[seed].sd / base[seed].sd) for seed in seeds]
@@ -1058,13 +1061,12 @@ def difference_rows(comparison: Comparison, pairs: Pairs) -> Rows:
             "equivalence p": f"{d.equivalence:.3f}",
         }
 
+    of_pair = [[*between(comparison, *pair).values()] for pair in pairs]
+    corrected = iter(corrected_p_values([d for of in of_pair for d in of]))
     rows = Rows()
-    for arm, baseline in pairs:
-        of = [*between(comparison, arm, baseline).values()]
-        for d, p in zip(of, corrected_p_values(of), strict=True):
-            corrected = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-            rows.append(told(d) | {"corrected p": corrected})
-        change = f"{loss_change(comparison, arm, baseline):+.0%}"
+    for pair, of in zip(pairs, of_pair, strict=True):
+        rows += [told(d) | {"corrected p": _p(next(corrected))} for d in of]
+        change = f"{loss_change(comparison, *pair):+.0%}"
         rows.append(told(over_learners(of)) | {"change of loss": change})
     return rows
 
@@ -1190,8 +1192,10 @@ def _said(difference: Difference) -> str:
     if low > -MARGIN and high < MARGIN:
         return "makes less than a point of difference"
     if high < MARGIN:
-        return "adds less than a point, if anything"
-    return "costs less than a point, if anything" if low > -MARGIN else "is undecided"
+        return "adds less than a point, and may cost more than one"
+    if low > -MARGIN:
+        return "costs less than a point, and may add more than one"
+    return "is undecided"
 
 # %% ../nbs/a8_comparison.ipynb #cd6e77c9
 @dataclass(frozen=True)

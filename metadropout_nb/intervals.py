@@ -180,7 +180,7 @@ def crossed_interval(
 
 # %% ../nbs/a6_intervals.ipynb #b407a8bf
 MARGIN = 0.01  # one point: what is smaller does not matter here
-# Numbers of seeds at which the interval is looked at; more are added where it is wide.
+# Numbers of seeds at which the first study looked, and added more where it was wide.
 LOOKS = (10, 15, 20, 25, 30)
 FIRST_LOOK = LOOKS[0]
 LEAST_SEEDS = 5  # for a verdict

@@ -341,7 +341,7 @@ def at_once(run: Run, device: str) -> int | None:
 
 
 def processor(device: str) -> str:
-    "Its name, for result files."
+    "The GPU's name, or the kind of CPU, for result files."
     cpu = device == "cpu"
     return platform.machine() if cpu else torch.cuda.get_device_name(device)
 

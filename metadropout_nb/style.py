@@ -42,12 +42,6 @@ SET_COLORS = {"support": SKY, "query": BLUE}
 SEQUENTIAL, DIVERGING = "Blues", "PuOr"
 MASKED = colormaps[SEQUENTIAL].with_extremes(bad=ORANGE)
 
-# %% ../nbs/style.ipynb #5701f85e
-if (ipython := sys.modules.get("IPython")) and ipython.get_ipython():
-    from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-    set_matplotlib_formats("retina")
-
 # %% ../nbs/style.ipynb #67fbe4ff
 def start_figure(
     width: float = 6,  # inches
@@ -62,6 +56,12 @@ def start_figure(
     )
     plt.close(figure)
     return figure, axes
+
+# %% ../nbs/style.ipynb #5701f85e
+if (ipython := sys.modules.get("IPython")) and ipython.get_ipython():
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    set_matplotlib_formats("retina")
 
 # %% ../nbs/style.ipynb #f4a55b5f
 def show_images(

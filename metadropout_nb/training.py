@@ -176,6 +176,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 from tqdm import tqdm
 
+from .guards import check_name
 from .meta_dropout import MetaDropout
 from .style import BLUE, ORANGE, SKY, start_figure
 
@@ -299,10 +300,7 @@ def check_fit(
             "n_tasks, meta_batch and chunk must be at least 1, lr and clip positive, "
             f"got {n_tasks}, {meta_batch}, {chunk}, {lr} and {clip}"
         )
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}"
-        )
+    check_name("schedule", schedule, SCHEDULES)
     if any(p.dtype == torch.float16 for p in learner.parameters()):
         raise ValueError(
             "Adam's averages do not fit into float16: train in float32, where "

@@ -476,8 +476,8 @@ def few(shared, noise=0.001):
         (0.03, 0.001, "helps"),
         (-0.03, 0.001, "hurts"),
         (0.0, 0.001, "makes less than a point of difference"),
-        (-0.008, 0.01, "adds less than a point, if anything"),
-        (0.008, 0.01, "costs less than a point, if anything"),
+        (-0.008, 0.01, "adds less than a point, and may cost more than one"),
+        (0.008, 0.01, "costs less than a point, and may add more than one"),
         (0.0, 0.05, "is undecided"),
     ],
 )
