@@ -281,7 +281,8 @@ def compare(
         bool,
         typer.Option(
             "--planned",
-            help="Run what is missing of the course's study; only --out, --jobs and --device count beside it.",
+            help="Run what is missing of the course's study; only --out, --jobs and "
+            "--device count beside it.",
         ),
     ] = False,
 ) -> None:
@@ -296,8 +297,8 @@ def compare(
     `metadropout compare --data photos`
 
     One learner on Omniglot:
-    `metadropout compare --data omniglot --train-classes 30 --tasks 2000 --test-tasks 1000
-    --seeds 10`
+    `metadropout compare --data omniglot --train-classes 30 --tasks 2000
+    --test-tasks 1000 --seeds 10`
 
     The course's study, or what is missing of it:
     `metadropout compare --planned --out results`

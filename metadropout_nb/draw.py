@@ -136,7 +136,8 @@ _LIMITS = (
 )
 _MORE = (
     "It sees shapes of 28x28 pixels, not the order, speed or width of your strokes. "
-    "Its percentages compare distances; they do not say how often it is right. It was trained without masks, and "
+    "Its percentages compare distances; they do not say how often it is right. "
+    "It was trained without masks, and "
     "rates here are larger than the course's, so that one sees something; whether "
     "training with one mask for all helps, this figure cannot say. "
 )
