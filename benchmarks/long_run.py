@@ -11,6 +11,7 @@ against that of the second fifth: the first one is the warm-up. Linux only."""
 import argparse
 import json
 import os
+import re
 import statistics
 import tempfile
 import threading
@@ -49,16 +50,8 @@ def turn(number: int, folder: Path) -> None:
 
 def sample() -> dict[str, float]:
     status = Path("/proc/self/status").read_text()
-    resident = (
-        int(
-            next(
-                line for line in status.splitlines() if line.startswith("VmRSS")
-            ).split()[1]
-        )
-        / 1024
-    )
     return {
-        "rss_mb": resident,
+        "rss_mb": int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024,
         "files": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
     }

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
+from metadropout_nb.eb_meta_network import MetaNetwork
 from metadropout_nb.maml import MAML
 from metadropout_nb.tasks import TaskBatch, TaskSampler
 from metadropout_nb.training import Learner, PrototypicalNetwork, class_means
@@ -105,7 +106,12 @@ class Reference(nn.Module):
         if issubclass(self.learner, PrototypicalNetwork):
             prototypes = class_means(support, support_y, self.num_classes)
             return -(query[:, None] - prototypes).square().sum(-1)
-        return self.meta_learner(support, support_y, query)
+        head, n = self.meta_learner, self.num_classes
+        hidden = support @ head.U.T + head.e
+        if issubclass(self.learner, MetaNetwork):
+            return query @ head.V.T @ class_means(hidden, support_y, n).T
+        classes = class_means(hidden.tanh(), support_y, n)
+        return query @ head.weight_generator(classes).T + head.bias_generator(classes).T
 
     def adapt_and_classify(
         self, support_x, support_y, query_x, masks: Masks, query_masks: Masks

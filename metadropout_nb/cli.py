@@ -46,7 +46,7 @@ def _in_a_sentence() -> Iterator[None]:
 
         told = str(e) or "there is not enough memory"
         told = "\n".join(map(_plain, told.splitlines()))
-        Console(stderr=True, markup=False).print(
+        Console(stderr=True, markup=False, emoji=False).print(
             Text("Error:", "bold red"), told, highlight=False
         )
         raise typer.Exit(1) from e
@@ -74,7 +74,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     rich_markup_mode="markdown",
 )
-console = Console(markup=False)  # a folder named `runs[old]` is no markup
+console = Console(markup=False, emoji=False)  # a folder may be named `runs[old]:x:`
 
 
 def _tell_version(asked: bool) -> None:
@@ -116,7 +116,10 @@ DATA_NAMES = ("glyphs", "omniglot", "validation")
 
 
 def _path(text: str) -> Path:
-    return Path(os.path.expanduser(text))  # no shell does it in `--out=~/made`
+    path = Path(os.path.expanduser(text))  # no shell does it in `--out=~/made`
+    if not text or os.path.lexists(path) and not path.is_dir():
+        raise typer.BadParameter(f"{text!r} is no folder")
+    return path
 
 
 Data = Annotated[
@@ -157,17 +160,14 @@ Device = Annotated[str, typer.Option(metavar="name", help="cpu, or cuda for a GP
 
 
 def _device(name: str) -> str:
-    "One that this machine has, made ready."
+    "One that this machine has."
     import torch
 
-    from metadropout_nb.runs import exact_float32
+    from metadropout_nb.guards import check_name
 
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     known = ["cpu", *(["cuda", *gpus] if gpus else [])]
-    if name not in known:
-        raise ValueError(f"no device {name!r} here: choose one of {', '.join(known)}")
-    exact_float32()
-    return name
+    return str(check_name("device", name, known))
 
 
 def _cores() -> int:
@@ -181,7 +181,7 @@ def _cores() -> int:
 
 
 def _folders(
-    data: str | None, train_data: str | None, test_data: str | None
+    data: str | None, train_data: str | None, test_data: str | None, out: Path | None
 ) -> tuple[str, ...]:  # none for data that have a name
     "Where pictures of one's own lie. A usage error where that is not clear."
     parts = [part for part in (train_data, test_data) if part is not None]
@@ -190,9 +190,15 @@ def _folders(
     if data is not None and data not in DATA_NAMES:
         parts = [data]
     for part in parts:
-        if not os.path.exists(os.path.expanduser(part)):
+        place = os.path.expanduser(part)
+        if not os.path.exists(place):
             raise typer.BadParameter(
                 f"{part!r} is no folder or zip, and none of {', '.join(DATA_NAMES)}"
+            )
+        if out and out.resolve().is_relative_to(os.path.realpath(place)):
+            raise typer.BadParameter(
+                f"{out} lies among the pictures in {part}, of which its figures would "
+                "become a class: choose another folder"
             )
     return tuple(parts)
 
@@ -306,34 +312,35 @@ def compare(
     from metadropout_nb.comparison import compare_all, planned_runs
     from metadropout_nb.runs import Run, load_results, sweep
 
-    own, device = _folders(data, train_data, test_data), _device(device)
+    own, device = _folders(data, train_data, test_data, out), _device(device)
     if data in (None, DATA_NAMES[0]) and not own and train_classes is None:
         train_classes = FEW_GLYPHS
     folder, everything = from_ or out, bool(from_) or planned
     if from_:
         results = load_results(from_)
     else:
-        of_data = _data(data, own, size, color)
-        runs = [
-            Run(
-                name.value,
-                one.value,
-                seed,
-                tasks=tasks,
-                test_tasks=test_tasks,
-                threads=threads,
-                train_classes=train_classes,
-                bfloat16=bfloat16,
-                **of_data,
-            )
-            for seed in range(seeds)
-            for name in learner
-            for one in arm
-        ]
         if planned:
             runs = planned_runs(load_results(out) if any(out.glob("*.json")) else ())
-        elif own:
-            _tell_data(runs[0])
+        else:
+            of_data = _data(data, own, size, color)
+            runs = [
+                Run(
+                    name.value,
+                    one.value,
+                    seed,
+                    tasks=tasks,
+                    test_tasks=test_tasks,
+                    threads=threads,
+                    train_classes=train_classes,
+                    bfloat16=bfloat16,
+                    **of_data,
+                )
+                for seed in range(seeds)
+                for name in dict.fromkeys(learner)
+                for one in dict.fromkeys(arm)
+            ]
+            if own:
+                _tell_data(runs[0])
         results = sweep(runs, out, jobs or _cores(), True, device)
     figures = [
         name
@@ -345,10 +352,10 @@ def compare(
         if len(figures) == 1
         else f"{len(figures)} figures ({figures[0]}, ...) are"
     )
-    told = f"{len(results)} result files were read; the {told} in {folder}/"
+    told = f"{len(results)} result file{'s' * (len(results) > 1)} read; the {told} in {folder}/"
     console.print(told, soft_wrap=True)
     if not everything:
-        _tell_what_next(folder, seeds, own)
+        _tell_what_next(folder, seeds, own, data)
 
 # %% ../nbs/cli.ipynb #95e42c20
 def _show(comparison: "Comparison", folder: Path, everything: bool) -> list[str]:
@@ -367,6 +374,8 @@ def _show(comparison: "Comparison", folder: Path, everything: bool) -> list[str]
     with whole_files(folder) as new:
         for name, figure in names.items():
             figure.savefig(new / name, dpi=150)
+    if not comparison.differences:
+        console.print("No differences: they need --arm none and another arm.")
     for difference in [] if everything else comparison.differences:
         _tell(difference, comparison.reports)
     return list(names)
@@ -374,13 +383,11 @@ def _show(comparison: "Comparison", folder: Path, everything: bool) -> list[str]
 
 def _tell(found: "Difference", reports: "Reports") -> None:
     "The verdict on accuracy in a line, and what happened to the loss."
-    arm, without = (
-        sum(reports[found.learner, name][seed].loss for seed in found.seeds)
-        for name in (found.arm, found.baseline)
-    )
+    from metadropout_nb.comparison import loss_ratio
+
     console.print(
         f"{found.learner}, {found.arm} instead of {found.baseline}: {found.verdict} "
-        f"({found}); test loss {arm / without - 1:+.0%}",
+        f"({found}); test loss {loss_ratio(reports, found) - 1:+.0%}",
         soft_wrap=True,
         highlight=False,
     )
@@ -398,27 +405,30 @@ def _print_table(title: str, rows: "Rows") -> None:
     console.print(table)
 
 # %% ../nbs/cli.ipynb #0acde980
-def _tell_what_next(folder: Path, seeds: int, own: tuple[str, ...]) -> None:
+def _tell_what_next(
+    folder: Path, seeds: int, own: tuple[str, ...], data: str | None
+) -> None:
     more, omniglot = 2 * seeds, "--data omniglot --train-classes 30 --tasks 2000"
+    further: tuple[str, ...] = ()
+    if own:
+        further = (
+            "- a learner to keep:",
+            f"  metadropout train {_typed(own)} --out mine",
+        )
+    elif data in (None, DATA_NAMES[0]):
+        further = (
+            "- more characters to train on, so that less is learned by heart:",
+            "  metadropout compare --train-classes 200",
+            "- real characters, in about half an hour on two cores:",
+            f"  metadropout compare {omniglot} --test-tasks 1000 --seeds 10",
+        )
     for text in (
         "",
         "What to try next:",
         "- every interval, the spread over tasks and more, of these runs:",
         f"  metadropout compare --from {shlex.quote(str(folder))}",
         f"- narrower intervals: the same command with --seeds {more} keeps these runs",
-        *(
-            (
-                "- a learner to keep:",
-                f"  metadropout train {_typed(own)} --out mine",
-            )
-            if own
-            else (
-                "- more characters to train on, so that less is learned by heart:",
-                "  metadropout compare --train-classes 200",
-                "- real characters, in about half an hour on two cores:",
-                f"  metadropout compare {omniglot} --test-tasks 1000 --seeds 10",
-            )
-        ),
+        *further,
     ):
         console.print(text, soft_wrap=True, highlight=False)
 
@@ -477,7 +487,7 @@ def train(
     from metadropout_nb.runs import Run, train_learner
     from metadropout_nb.trained import check_place, save_learner
 
-    own, device = _folders(data, train_data, test_data), _device(device)
+    own, device = _folders(data, train_data, test_data, out), _device(device)
     with _processes() as first:
         run = Run(
             learner.value,
@@ -535,12 +545,13 @@ def evaluate(
     "Test a saved learner on the frozen test tasks of the data it was trained for."
     from dataclasses import replace
 
-    from metadropout_nb.runs import at_once, frozen_tasks, write_json
+    from metadropout_nb.runs import chunk_of, exact_float32, frozen_tasks, write_json
     from metadropout_nb.trained import check_place, load_learner
     from metadropout_nb.training import evaluate as test
     from metadropout_nb.training import keep_memory
 
-    own, device = _folders(data, train_data, test_data), _device(device)
+    own, device = _folders(data, train_data, test_data, None), _device(device)
+    exact_float32()
     keep_memory()
     check_place(folder)
     learner, run = load_learner(folder)
@@ -552,7 +563,7 @@ def evaluate(
     tasks = frozen_tasks(run, test_tasks, download=False)
     half = run.bfloat16 if bfloat16 is None else bfloat16
     learner.to(device)
-    chunk = at_once(run, device)
+    chunk = chunk_of(run, device)
     report = test(learner, tasks, chunk=chunk, bfloat16=half, progress=True)
     console.print(report, highlight=False)
     result = folder / "evaluation.json"
@@ -631,7 +642,3 @@ def _copy_course(
 
 
 COURSE_FILES = (".ipynb", ".json", ".bib", ".png", ".svg")
-
-# %% ../nbs/cli.ipynb #57d7a028
-if __name__ == "__main__" and "__file__" in globals():  # not as a cell of this page
-    app(prog_name="metadropout")

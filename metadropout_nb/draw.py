@@ -48,13 +48,13 @@ def _packed(layers: list[np.ndarray]) -> dict[str, Any]:
 Drawing = list[np.ndarray]  # strokes: points `[10, 2]` in the unit square
 
 
-def _stored(characters: int = 15, hands: int = 3) -> list[list[Drawing]]:
-    "Characters of `glyphs`, as strokes."
+def _stored() -> list[list[Drawing]]:
+    "Fifteen characters of `glyphs` by three hands, as strokes."
     found = []
-    for c in range(characters):
+    for c in range(15):
         rng = np.random.default_rng((1, c))
         strokes = _strokes(rng)
-        drawn = [_hand(strokes, rng) for _ in range(hands)]
+        drawn = [_hand(strokes, rng) for _ in range(3)]
         found.append([[_coarse(curve) for curve in hand] for hand in drawn])
     return found
 

@@ -6,7 +6,6 @@
 __all__ = ['MetaLearner', 'MetaNetwork']
 
 # %% ../nbs/06_eb_meta_network.ipynb #b3fe9031
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,11 +61,9 @@ class MetaNetwork(Learner):
         embedding_dim: int = 64,  # D
         hidden_dim: int = 128,  # H
         num_classes: int = 5,  # N
-        dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),  # blocks 1 to 3
         network: nn.Module | None = None,  # of your own; None: an `EmbeddingNetwork`
         **settings: Any,  # of the `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
-        settings = {"dropout_rates": dropout_rates, **settings}
         super().__init__(num_classes, embedding_dim, network, **settings)
         self.meta_learner = MetaLearner(embedding_dim, hidden_dim, num_classes)
 

@@ -28,7 +28,7 @@ def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
         for name in hooks
     )
 
-
+# %% ../nbs/a7_speed.ipynb #996278a5
 class NormalisedConv(nn.Module):
     """3x3 convolution and batch norm, without one of its passes where that can be.
 
@@ -47,13 +47,11 @@ class NormalisedConv(nn.Module):
     def is_plain(self) -> bool:
         "Whether convolution and norm are those built here, and no one watches them."
         conv = self.conv
+        if not (is_plain(conv, nn.Conv2d) and is_plain(self.norm, TaskBatchNorm)):
+            return False
         sides = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-        return (
-            is_plain(conv, nn.Conv2d)
-            and is_plain(self.norm, TaskBatchNorm)
-            and sides == ((3, 3), (1, 1), (1, 1), (1, 1))
-            and (conv.groups, conv.padding_mode) == (1, "zeros")
-        )
+        usual = (3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros"
+        return (*sides, conv.groups, conv.padding_mode) == usual
 
     def normalised(self, x: Tensor) -> Tensor:
         "Batch norm of the convolution, which does both where the statistics are known."
@@ -68,7 +66,10 @@ class NormalisedConv(nn.Module):
             if known is None and x.shape[-3] == 1:
                 y = self.from_patches(images, tasks=len(x) if x.dim() == 5 else 1)
                 return y.unflatten(0, lead)
-        return self.norm(self.conv(images).unflatten(0, lead))
+        y = self.conv(images).unflatten(0, lead)
+        if x.dim() == 5 and not isinstance(self.norm, TaskBatchNorm):
+            return torch.stack([self.norm(task) for task in y])
+        return self.norm(y)
 
     def from_patches(self, images: Tensor, tasks: int) -> Tensor:
         """The same for gray images, where a filter sees patches `u` of nine numbers.

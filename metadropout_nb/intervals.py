@@ -35,7 +35,7 @@ class Interval(NamedTuple):
             else "-"
         )
 
-
+# %% ../nbs/a6_intervals.ipynb #60f733da
 def t_interval(
     values: np.ndarray,  # `[n]`, say one per seed
 ) -> Interval:
@@ -51,8 +51,9 @@ def t_interval(
 # %% ../nbs/a6_intervals.ipynb #a2e4557e
 @dataclass(frozen=True)
 class VarianceComponents:
-    """Variances of the three parts of a matrix of seeds and tasks, in squared
-    fractions.
+    """Variances of the three parts of a matrix of seeds and tasks.
+
+    In squared fractions.
 
     An estimate can fall below 0."""
 
@@ -69,7 +70,7 @@ class VarianceComponents:
         seeds, tasks, residual = np.sqrt(variances).tolist()
         return seeds, tasks, residual
 
-
+# %% ../nbs/a6_intervals.ipynb #b901c4fb
 def simulate_matrices(
     n: int,  # how many
     seeds: int,
@@ -78,8 +79,9 @@ def simulate_matrices(
     effect: float = 0.0,  # the mean that is planted
     seed: int = 0,
 ) -> np.ndarray:  # `[n, seeds, tasks]`
-    """Matrices of seeds and tasks with known effect and known variances; all parts
-    normal."""
+    """Matrices of seeds and tasks with known effect and known variances.
+
+    All parts are normal."""
     rng = np.random.default_rng(seed)
     shapes = (n, seeds, 1), (n, 1, tasks), (n, seeds, tasks)
     parts = [
@@ -106,7 +108,7 @@ def mean_squares(
     of_tasks = seeds * by_task.var((-2, -1), ddof=1)
     return of_seeds, of_tasks, (residual**2).sum((-2, -1)) / ((seeds - 1) * (tasks - 1))
 
-
+# %% ../nbs/a6_intervals.ipynb #5892b452
 def variance_components(
     matrix: np.ndarray,  # `[seeds, tasks]`
 ) -> VarianceComponents:
@@ -164,13 +166,14 @@ def standard_error(
     df = total**2 / np.where(doubt > 0, doubt, 1)  # all 0: no spread, no doubt
     return np.sqrt(total / (seeds * tasks)), np.maximum(df, 1)
 
-
+# %% ../nbs/a6_intervals.ipynb #e57932f4
 def crossed_interval(
     matrix: np.ndarray,  # `[..., seeds, tasks]`
     max_df: float = np.inf,  # most degrees of freedom of t; fewer: a wider interval
 ) -> Interval:  # for more than one matrix, of arrays `[...]`
-    """Interval of the mean by Student's t, for new seeds and new tasks. Infinite with
-    one seed."""
+    """Interval of the mean by Student's t, for new seeds and new tasks.
+
+    Infinite with one seed."""
     if matrix.shape[-2] < 2:
         return Interval(-np.inf, np.inf)
     error, df = standard_error(matrix)
@@ -208,8 +211,9 @@ def equivalence(
     matrix: np.ndarray,  # `[seeds, tasks]`
     max_df: float = np.inf,  # most degrees of freedom of Student's t
 ) -> float:
-    """p-value of two one-sided t-tests that the mean lies within ±`MARGIN` (Schuirmann,
-    1987).
+    """p-value of two one-sided t-tests that the mean lies within ±`MARGIN`.
+
+    After Schuirmann (1987).
 
     Below .05, the 90 % interval lies inside the margin. Not a number with one seed."""
     if len(matrix) < 2:
@@ -224,8 +228,7 @@ def equivalence(
 def seeds_needed(
     sd: float,  # of paired differences from seed to seed
 ) -> int:
-    """The fewest seeds whose paired 95 % t-interval has a half-width of at most
-    `MARGIN`.
+    """The fewest seeds whose paired 95 % t-interval is as narrow as ±`MARGIN`.
 
     `t` has no more degrees of freedom than at the first look, as in
     `Difference.interval`. Raises `ValueError` for a standard deviation that is not a

@@ -44,13 +44,13 @@ def process() -> tuple[int, int]:
         (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
     )
 
-
+# %% ../nbs/a4_long_runs.ipynb #dac94b7b
 def share_of(n_tasks: int) -> range:
     "Which tasks of a meta-batch are this process's."
     rank, processes = process()
     return range(rank * n_tasks // processes, (rank + 1) * n_tasks // processes)
 
-
+# %% ../nbs/a4_long_runs.ipynb #5bd0de70
 def summed(tensor: Tensor) -> Tensor:
     "The sum over all processes of a training."
     if process()[1] > 1:
@@ -78,8 +78,9 @@ def sum_gradients(learner: Learner) -> None:
 # %% ../nbs/a4_long_runs.ipynb #44ab84f2
 @contextmanager
 def whole_files(folder: Path) -> Iterator[Path]:  # where to write them
-    """What is written there moves into `folder` at the end: a reader sees whole files
-    or none. A link is replaced, not followed."""
+    """What is written there moves into `folder` at the end.
+
+    A reader sees whole files or none. A link is replaced, not followed."""
     try:
         with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as new:
             yield Path(new)
@@ -92,7 +93,7 @@ def whole_files(folder: Path) -> Iterator[Path]:  # where to write them
 
 ADAM = ("step", "exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter
 
-
+# %% ../nbs/a4_long_runs.ipynb #01305f58
 def save_checkpoint(
     path: Path,
     learner: Learner,
@@ -298,25 +299,28 @@ def fit(
     """`training.fit` for trainings that take long.
 
     Under `torchrun` the processes share out each meta-batch. Ctrl-C finishes the update
-    and writes the checkpoint. Raises what `training.fit` raises, and `ValueError` for a
-    checkpoint of a training with other settings."""
+    and writes the checkpoint. Raises what `training.fit` raises, `ValueError` for a checkpoint
+    of a training with other settings, and `FileNotFoundError` where its folder is not."""
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else Path(checkpoint).expanduser()
+    if path and not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to write the checkpoint in")
     defaults = {
         name: p.default for name, p in signature(training.fit).parameters.items()
     }
     told = {
         name: (defaults | settings)[name]
         for name in ("lr", "schedule", "seed", "clip", "bfloat16")
-    }
-    told |= {
+    } | {
         "meta_batch": settings.get("meta_batch") or learner.meta_batch,
         "n_tasks": n_tasks,
+        "learner": repr(learner),
+        "sampler": sampler.described(),
+        "frozen parameters": [
+            name for name, p in learner.named_parameters() if not p.requires_grad
+        ],
     }
-    told |= {"learner": repr(learner), "sampler": sampler.described()}
-    frozen = [name for name, p in learner.named_parameters() if not p.requires_grad]
-    told |= {"frozen parameters": frozen}
     with interrupt_held() as interrupts:
         hooks = LongRun(n_tasks, path, checkpoint_every, told, interrupts)
         return training.fit(learner, sampler, n_tasks, hooks=hooks, **settings)

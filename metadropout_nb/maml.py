@@ -6,7 +6,6 @@
 __all__ = ['Parameters', 'MAML', 'held_masks', 'hold', 'apart', 'at_once', 'check_inner_losses']
 
 # %% ../nbs/08_maml.ipynb #05ea2823
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +29,7 @@ class MAML(Learner):
 
     meta_batch = 4
     chunk = 1  # each task has weights of its own: only a GPU gains by more
+    defaults = {"statistics": "support"}  # the task's own, at test as in training
 
     def __init__(
         self,
@@ -39,8 +39,6 @@ class MAML(Learner):
         first_order: bool = False,  # leave out the derivative of the inner gradients
         learn_inner_lr: bool = False,  # one inner rate per tensor, learned
         embedding_dim: int = 64,
-        dropout_rates: Sequence[float] = (0.05, 0.10, 0.15),
-        statistics: str = "support",  # batch norm at test: a key of `STATISTICS`
         network: nn.Module | None = None,  # of your own; None: an `EmbeddingNetwork`
         **settings: Any,  # of the `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
@@ -49,7 +47,6 @@ class MAML(Learner):
                 "inner_steps must be a whole number from 0 on, inner_lr positive and "
                 f"finite, got {inner_steps} and {inner_lr}"
             )
-        settings |= {"dropout_rates": dropout_rates, "statistics": statistics}
         super().__init__(num_classes, embedding_dim, network, **settings)
         for layer in self.network.modules():
             counts = getattr(layer, "track_running_stats", False)
@@ -60,11 +57,9 @@ class MAML(Learner):
                 )
         self.head = nn.Linear(embedding_dim, num_classes)
         self.inner_steps, self.first_order = inner_steps, first_order
-        rates = torch.full((len(self.initial()),), float(inner_lr))
-        if learn_inner_lr:
-            self.inner_lr = nn.Parameter(rates)
-        else:
-            self.register_buffer("inner_lr", rates, persistent=False)
+        place = None if learn_inner_lr else "cpu"  # no buffer, since those can be lost
+        rates = torch.full((len(self.initial()),), float(inner_lr), device=place)
+        self.inner_lr = nn.Parameter(rates) if learn_inner_lr else rates
 
     def extra_repr(self) -> str:
         rate = "learned" if self.inner_lr.requires_grad else f"{self.inner_lr[0]:g}"
@@ -191,13 +186,13 @@ def held_masks(learner: Learner) -> dict[tuple[MetaDropout, str], Tensor]:
     held = {(s, name): getattr(s, name) for s in sites(learner) for name in names}
     return {place: mask for place, mask in held.items() if mask is not None}
 
-
+# %% ../nbs/a11_second_derivatives.ipynb #ca706d26
 def hold(masks: dict[tuple[MetaDropout, str], Tensor]) -> None:
     "Give masks to sites."
     for (site, name), mask in masks.items():
         setattr(site, name, mask)
 
-
+# %% ../nbs/a11_second_derivatives.ipynb #2129147e
 @contextmanager
 def apart(
     learner: "MAML",
@@ -207,6 +202,11 @@ def apart(
 
     What they see there may belong to `vmap` or `grad`, and does not stay. Nor do the
     wrappers of `grad` around masks, which `detach` takes off."""
+    if (n := len(learner.initial())) != (rates := learner.inner_lr.shape[-1]):
+        raise ValueError(
+            f"{n} tensors of weights, but {rates} inner rates: change a network before "
+            "MAML is built around it, or give inner_lr one rate per tensor"
+        )
     for norm in learner.norms:
         norm.gathers, norm.fused = False, fused
     try:
@@ -216,7 +216,7 @@ def apart(
             norm.gathers, norm.fused, norm.seen = True, True, None
         hold({place: mask.detach() for place, mask in held_masks(learner).items()})
 
-
+# %% ../nbs/a11_second_derivatives.ipynb #cf5b9062
 def at_once(
     learner: "MAML",
     support_x: Tensor,  # `[T, N*K, C, H, W]`
@@ -248,10 +248,8 @@ def check_inner_losses(
     bad = (~torch.atleast_2d(losses).isfinite()).nonzero().tolist()
     if bad:
         task, step = bad[0]
-        layers = sites(learner) if learner.training else []
-        name = f"task {task} of this call"
-        if layers:
-            name = f"training task {layers[0].tasks[task]}"
+        tasks = next((s.tasks for s in sites(learner) if s.training), None)
+        name = f"training task {tasks[task]}" if tasks else f"task {task} of this call"
         raise FloatingPointError(
             f"the inner loss of {name} is not finite at inner step {step}: a smaller "
             "inner_lr is the usual cure"

@@ -18,7 +18,9 @@ from .style import show_images
 # %% ../nbs/01_characters.ipynb #aaac58b8
 @dataclass(frozen=True, eq=False)
 class Characters:
-    "Handwritten characters: classes of drawings, all of one size."
+    """Handwritten characters: classes of drawings, all of one size.
+
+    Raises `ValueError` for images, names and counts that do not fit together."""
 
     images: torch.Tensor  # uint8 `[classes, drawings, (3,) H, W]`, 0 paper to 255 ink
     names: tuple[str, ...]  # one name per class, such as "Greek/character03"
@@ -67,10 +69,9 @@ def _strokes(rng: np.random.Generator) -> list[np.ndarray]:
 # %% ../nbs/01_characters.ipynb #df5b210e
 def _curve(
     control: np.ndarray,  # `[4, 2]` control points
-    n_points: int = 16,  # evenly spaced in t
-) -> np.ndarray:  # `[n_points, 2]`
+) -> np.ndarray:  # `[16, 2]`, evenly spaced in t
     "Points on the cubic Bezier curve of four control points."
-    t = np.linspace(0, 1, n_points)[:, None]
+    t = np.linspace(0, 1, 16)[:, None]
     p0, p1, p2, p3 = control
     s = 1 - t
     return s**3 * p0 + 3 * s**2 * t * p1 + 3 * s * t**2 * p2 + t**3 * p3
@@ -93,10 +94,9 @@ def _render(
     curves: list[np.ndarray],  # points in the unit square
     pen: float,  # width of the line, as a share of the image's side
     size: int,  # pixels a side
-    oversample: int = 4,  # drawn so many times larger
 ) -> np.ndarray:  # uint8 `[size, size]`, ink high
-    "Draw curves with a round pen, large, then average down."
-    side = size * oversample
+    "Draw curves with a round pen, four times as large, then average down."
+    side = 4 * size
     canvas = Image.new("L", (side, side))
     brush = ImageDraw.Draw(canvas)
     radius = pen * side / 2
@@ -105,7 +105,7 @@ def _render(
         brush.line(points, fill=255, width=max(1, round(2 * radius)), joint="curve")
         for x, y in (points[0], points[-1]):
             brush.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
-    return np.asarray(canvas.reduce(oversample))
+    return np.asarray(canvas.reduce(4))
 
 # %% ../nbs/01_characters.ipynb #d51e8c8d
 def glyphs(
@@ -114,7 +114,9 @@ def glyphs(
     size: int = 28,  # pixels a side
     seed: int = 0,  # another seed, another alphabet
 ) -> Characters:
-    "Any number of invented characters, drawn by a seeded stroke program."
+    """Any number of invented characters, drawn by a seeded stroke program.
+
+    Raises `ValueError` for less than one class, drawing or pixel."""
     asked = n_classes, n_drawings, size
     if min(asked) < 1:
         raise ValueError(f"needs at least one class, drawing and pixel, got {asked}")
@@ -134,11 +136,12 @@ import mimetypes
 import os
 import stat
 import tempfile
+import unicodedata
 import warnings
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -296,6 +299,10 @@ def _sort_out(
             f"no images in {_plain(where)}: expected one folder a class, such as "
             "class/drawing.png" + (f", not {left_out}" if others else "")
         )
+    above = {c: {*map(str, PurePosixPath(c).parents)} for c in classes}
+    if nested := [c for c in classes if above[c] & classes.keys()]:
+        told = "a folder inside a class counts as a class of its own"
+        warnings.warn(f"{_plain(where)}: {_some(nested)}: {told}", stacklevel=4)
     if others:
         told = "of a type that is not read, or in no folder of a class"
         warnings.warn(f"{_plain(where)}: left out {left_out}: {told}", stacklevel=4)
@@ -307,9 +314,9 @@ def _plain(text: object) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(_plain, names[:most])) + more
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(_plain, names[:5])) + more
 
 # %% ../nbs/a1_loading.ipynb #1327dbca
 def _pixels(image: Any, color: bool) -> np.ndarray:
@@ -317,6 +324,8 @@ def _pixels(image: Any, color: bool) -> np.ndarray:
     deep = image.mode.startswith("I;16")
     if deep or (image.mode == "I" and image.format in ("PNG", "PPM")):  # 16 bits, too
         values = np.asarray(image)
+        if deep and getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF: 0 is white
+            values = 65535 - values
         gray = (values >> 8).astype(np.uint8)
         gray[values == image.info.get("transparency", -1)] = 255
         image = Image.fromarray(gray)
@@ -453,7 +462,8 @@ def _read_zip(
 
         files = {}
         for name in archive.namelist():
-            parts = [part for part in name.replace("\\", "/").split("/") if part]
+            parts = name.replace("\\", "/").split("/")
+            parts = [part for part in parts if part not in ("", ".")]
             if not name.endswith("/") and not any(map(_is_junk, parts)):
                 files[name] = tuple(parts[-depth:] if depth else parts)
         tops = {parts[0] for parts in files.values()}
@@ -490,37 +500,39 @@ def load_folder(
 def load_folders(
     train: str | Path,  # one folder per class
     test: str | Path | None = None,  # with other classes; None: some of `train`
+    *,
     size: int | None = 105,  # pixels a side; None keeps the images as they are
     color: bool = False,  # images `[3, H, W]` instead of gray ones
-    test_share: float = 0.3,  # of the classes, where there is no `test`
-    seed: int = 0,  # of the split
     at_least: int = 1,  # classes to train on, and to test on
 ) -> tuple[Characters, Characters]:  # to train on, to test on: no class in both
-    """Pictures of your own to train and to test on.
+    """Pictures of your own to train and to test on. Without `test`, three tenths of the
+    classes are for the test, at random, but always the same.
 
     Raises what `load_folder` raises; `ValueError` where a class would be in both, or
     too few in one of them."""
     learned = load_folder(train, size, color)
     if test is None:
-        tops = {name.split("/")[0].casefold() for name in learned.names}
-        if len(tops) > 1 and tops <= _SPLITS:
+        parts = {part.casefold() for name in learned.names for part in name.split("/")}
+        if len(parts & _SPLITS) > 1:
             raise ValueError(
                 f"{train} is split already: give each part by itself, {train}/... to "
                 "train on and another to test on (--train-data and --test-data)"
             )
-        n, n_test = len(learned), max(at_least, round(len(learned) * test_share))
+        n, n_test = len(learned), max(at_least, round(0.3 * len(learned)))
         if n_test > n - at_least:
             raise ValueError(
                 f"{train} has {n} classes, too few: {at_least} to train on and {n_test}"
                 f" others to test on make {at_least + n_test}; add folders of classes"
             )
-        order = np.random.default_rng(seed).permutation(n).tolist()
+        order = np.random.default_rng(0).permutation(n).tolist()
+        _warn_of_copies(learned)
         return learned[sorted(order[n_test:])], learned[sorted(order[:n_test])]
     places = [Path(os.path.realpath(os.path.expanduser(at))) for at in (train, test)]
     if any(a.is_relative_to(b) for a, b in (places, places[::-1])):
         raise ValueError(f"{train} and {test}: one lies in the other")
     new = load_folder(test, size, color)
-    if both := sorted({*learned.names} & {*new.names}):
+    known = {*map(_spelled, learned.names)}
+    if both := [name for name in new.names if _spelled(name) in known]:
         raise ValueError(
             f"{train} and {test} share the classes {_some(both)}: a test needs classes "
             "that are new; rename what is not the same"
@@ -531,7 +543,28 @@ def load_folders(
                 f"{where} has {len(found)} classes, but {at_least} are needed: add "
                 "folders of classes"
             )
+    _warn_of_copies(learned, new)
     return learned, new
+
+
+def _spelled(name: str) -> str:
+    "The same for all spellings of a name: case, blanks around it, composed letters."
+    return unicodedata.normalize("NFC", name).casefold().strip()
+
+
+def _warn_of_copies(*parts: Characters) -> None:
+    "Pictures that are there twice can be known already when a test asks about them."
+    seen, copies = set(), []
+    for part in parts:
+        for name, images, n in zip(part.names, part.images, part.counts, strict=True):
+            for image in images[:n].numpy():
+                key = hashlib.sha256(image.tobytes()).digest()
+                copies += [name] if key in seen else []
+                seen.add(key)
+    if copies:
+        told = "remove the copies of other pictures, which make accuracies too good"
+        classes = _some(sorted({*copies}))
+        warnings.warn(f"{told}: {len(copies)}, in {classes}", stacklevel=3)
 
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -595,6 +628,15 @@ def _cache() -> Path | None:
     return path if path.is_absolute() else None  # or it would be in a folder `~` here
 
 
+def _place(root: str | Path | None) -> tuple[Path, bool]:  # and whether it is our cache
+    "Where Omniglot is looked for. `FileNotFoundError` where there is no such place."
+    if given := root or os.environ.get("METADROPOUT_DATA"):
+        return Path(os.path.expanduser(given)), False
+    if cache := _cache():
+        return cache, True
+    raise FileNotFoundError(f"there is no home folder to cache in. {_ADVICE}")
+
+
 def _load_cached(path: Path) -> Characters | None:
     "The tensor decoded last time; None where there is none or it is damaged."
     if not path.exists():
@@ -633,7 +675,6 @@ def load_omniglot(
     root: str | Path | None = None,  # None: `METADROPOUT_DATA`, else the user's cache
     background: bool = True,  # 964 characters to train on; False: 659 to test on
     size: int = 105,  # pixels a side; the originals have 105
-    rotations: bool = False,  # add every class at 90, 180 and 270 degrees
     download: bool = True,  # through torchvision, without `root` or cache
 ) -> Characters:
     """Omniglot (Lake et al., 2015), decoded once and cached.
@@ -644,22 +685,19 @@ def load_omniglot(
         raise ValueError(f"size must be at least 1, got {size}")
     split = "images_background" if background else "images_evaluation"
     cache = _cache()
-    given = root or os.environ.get("METADROPOUT_DATA")
-    given = os.path.expanduser(given) if given else cache
-    if given is None:
-        raise FileNotFoundError(f"there is no home folder to cache in. {_ADVICE}")
-    source = _find(Path(given), split)
+    folder, ours = _place(root)
+    source = _find(folder, split)
     if source is None:
-        if cache is None or given is not cache:
+        if not ours:
             raise FileNotFoundError(
-                f"neither {split}/ nor {split}.zip in {given}. {_ADVICE}"
+                f"neither {split}/ nor {split}.zip in {folder}. {_ADVICE}"
             )
         if not download:
             raise FileNotFoundError(
-                f"{split} is not in {cache}, and download=False. {_ADVICE}"
+                f"{split} is not in {folder}, and download=False. {_ADVICE}"
             )
-        cache.mkdir(parents=True, exist_ok=True)
-        source = _download(cache, background)
+        folder.mkdir(parents=True, exist_ok=True)
+        source = _download(folder, background)
     cached = cache and cache / f"{split}-{size}-{_fingerprint(source)}.npz"
     characters = _load_cached(cached) if cached else None
     if characters is None:
@@ -683,7 +721,7 @@ def load_omniglot(
             "characters",
             stacklevel=2,
         )
-    return rotate(characters) if rotations else characters
+    return characters
 
 # %% ../nbs/a9_lake.ipynb #f78652df
 import re
@@ -725,15 +763,11 @@ def load_lake_runs(
 # %% ../nbs/a9_lake.ipynb #950860c6
 def _find_runs(root: str | Path | None, download: bool) -> Path:
     "The folder that holds `run01`, or the zip."
-    cache = _cache()
-    given = root or os.environ.get("METADROPOUT_DATA")
-    folder = Path(os.path.expanduser(given)) if given else cache
-    for place in (
-        (folder / "all_runs", folder, folder / "all_runs.zip") if folder else ()
-    ):
+    folder, ours = _place(root)
+    for place in (folder / "all_runs", folder, folder / "all_runs.zip"):
         if (place / "run01").is_dir() or place.is_file():
             return place
-    if given or not (cache and download):
+    if not (ours and download):
         raise FileNotFoundError(
             f"neither all_runs.zip nor run01/ to run20/ in {folder}: fetch the zip "
             "from github.com/brendenlake/omniglot, python/one-shot-classification"
@@ -741,15 +775,15 @@ def _find_runs(root: str | Path | None, download: bool) -> Path:
     from torchvision.datasets import Omniglot
     from torchvision.datasets.utils import download_url
 
-    cache.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     url = f"{Omniglot.download_url_prefix}/one-shot-classification/all_runs.zip"
-    with tempfile.TemporaryDirectory(dir=cache, suffix=".tmp") as new:
+    with tempfile.TemporaryDirectory(dir=folder, suffix=".tmp") as new:
         try:
             download_url(url, new, md5="e8996daecdf12afeeb4a53a179f06b19")
         except Exception as error:
             raise ConnectionError(f"{url} cannot be had ({_plain(error)})") from error
-        os.replace(Path(new) / "all_runs.zip", cache / "all_runs.zip")
-    return cache / "all_runs.zip"
+        os.replace(Path(new) / "all_runs.zip", folder / "all_runs.zip")
+    return folder / "all_runs.zip"
 
 # %% ../nbs/a9_lake.ipynb #235eee9e
 @contextmanager

@@ -6,7 +6,6 @@
 __all__ = ['MetaLearner', 'OriginalMetaNetwork']
 
 # %% ../nbs/07_original_meta_network.ipynb #2783f090
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,16 +72,16 @@ class OriginalMetaNetwork(Learner):
     Not the MetaNet of Munkhdalai & Yu (2017), which turns loss gradients into fast
     weights beside slow ones, and has a memory."""
 
+    defaults = {"dropout_rates": (0.05, 0.10, 0.15, 0.05)}  # blocks 1 to 4
+
     def __init__(
         self,
         embedding_dim: int = 64,  # D
         hidden_dim: int = 128,  # H
         num_classes: int = 5,  # N
-        dropout_rates: Sequence[float] = (0.05, 0.10, 0.15, 0.05),  # blocks 1 to 4
         network: nn.Module | None = None,  # of your own; None: an `EmbeddingNetwork`
         **settings: Any,  # of the `EmbeddingNetwork`: `dropout`, `image_size`, ...
     ):
-        settings = {"dropout_rates": dropout_rates, **settings}
         super().__init__(num_classes, embedding_dim, network, **settings)
         self.meta_learner = MetaLearner(embedding_dim, hidden_dim, num_classes)
 

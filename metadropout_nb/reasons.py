@@ -24,13 +24,11 @@ def with_masks(
     twin = deepcopy(learner).train()
     network: Any = twin.network
     network.dropout = arm
-    for site in network.sites:
-        site.dropout = arm
     for block in network.blocks:
         block.norm.gathers = False
     return twin
 
-
+# %% ../nbs/a10_reasons.ipynb #feac577d
 def over_tasks(
     measure: Callable[[Any, TaskBatch, int], dict[str, float]],  # task and its index
     learner: Learner,
@@ -46,12 +44,12 @@ def trained(learner: str, arm: str, seed: int) -> Learner:
     "A learner trained on Omniglot, in eval mode; takes minutes."
     return train_learner(Run(learner, arm, seed, "omniglot"))[0].eval()
 
-
+# %% ../nbs/a10_reasons.ipynb #3b39a17f
 def test_tasks(n_tasks: int) -> TaskBatch:
     "The first of Omniglot's frozen test tasks, with five queries per class."
     return frozen_tasks(Run(data="omniglot", test_query=5), n_tasks)
 
-
+# %% ../nbs/a10_reasons.ipynb #9c0f70cd
 def rows_of(
     measured: Callable[[Any], Iterable[dict[str, Any]]],  # rows, from a learner
     learners: Sequence[str],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLACES', 'EMBEDDING_RATES', 'NAMED', 'load_split',
-           'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner', 'at_once',
+           'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner', 'chunk_of',
            'processor', 'exact_float32', 'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result',
            'sweep', 'load_results']
 
@@ -84,11 +84,13 @@ def load_split(
     size: int,  # pixels a side
     download: bool = True,  # Omniglot, where it is not at hand
 ) -> tuple[Characters, Characters]:  # to train on, to test on
-    """Training and test characters, disjoint: Omniglot's own split, or 200 and 100
-    glyphs.
+    """Training and test characters, disjoint.
+
+    Omniglot's own split, or 200 and 100 glyphs.
 
     "validation" keeps off Omniglot's test characters: it holds out every fifth alphabet
-    of the background split."""
+    of the background split. Raises what `load_omniglot` raises, and `ValueError` for
+    other data, and glyphs that would fill the memory."""
     if check_name("data", data, DATA) == "glyphs":
         if 300 * 20 * size**2 > MOST_BYTES:
             raise ValueError(f"glyphs of {size} pixels a side would fill the memory")
@@ -115,7 +117,9 @@ EMBEDDING_RATES = (0.0, 0.0, 0.0, 0.0, 0.5)  # where the embedding alone is mask
 class Run:
     """One training run and its test.
 
-    Runs that differ in the arm alone share weights, training tasks and test tasks."""
+    Runs that differ in the arm alone share weights, training tasks and test tasks.
+    Raises `ValueError` for an unknown name, and a setting of the wrong type or out of
+    range."""
 
     learner: str = "original"  # a key of `LEARNERS`
     arm: str = "meta"  # "none", "standard", "meta", "separate" or "support"
@@ -177,8 +181,10 @@ class Run:
 
 # %% ../nbs/a5_runs.ipynb #d780ae8e
 def training_characters(run: Run) -> Characters:
-    """What a run trains on. With `train_classes`, equal seeds give equal characters,
-    and fewer are the first of more. Raises `ValueError` for more than there are."""
+    """The characters that a run trains on.
+
+    With `train_classes`, equal seeds give equal characters, and fewer are the first of
+    more. Raises `ValueError` for more than there are."""
     characters, _ = _split_of(run)
     characters = rotate(characters) if run.rotations else characters
     n = run.train_classes
@@ -193,7 +199,9 @@ def training_characters(run: Run) -> Characters:
 
 # %% ../nbs/a5_runs.ipynb #94acf8d2
 def own_data(
-    *folders: str | Path,  # one to be split by class, or one to train and one to test
+    train: str | Path,  # one folder per class
+    test: str | Path | None = None,  # with other classes; None: some of `train`
+    *,
     size: int = 28,  # pixels a side
     color: bool | None = None,  # None: where any picture has some
     n_way: int = 5,
@@ -203,16 +211,17 @@ def own_data(
 
     Raises what `load_folders` raises, and `ValueError` for a class with too few
     pictures."""
-    places = tuple(map(str, folders))
+    places = (str(train),) if test is None else (str(train), str(test))
     _read_own.cache_clear()  # a folder may have changed since
     if color is None:
         _, *parts = _read_own(places, size, True, n_way)
         color = any(bool((p.images != p.images[:, :, :1]).any()) for p in parts)
-    data, train, test = _read_own(places, size, color, n_way)
-    names, counts = train.names + test.names, train.counts + test.counts
-    if (fewest := min(counts)) <= k_shot:
+    data, *parts = _read_own(places, size, color, n_way)
+    pictures = [pair for p in parts for pair in zip(p.counts, p.names, strict=True)]
+    fewest, name = min(pictures)
+    if fewest <= k_shot:
         raise ValueError(
-            f"{', '.join(places)}: {fewest} picture of {names[counts.index(fewest)]}, "
+            f"{', '.join(places)}: {fewest} picture{'s' * (fewest > 1)} of {name}, "
             f"but a task takes {k_shot} to learn from and at least one to ask about: "
             "add some, or remove the folder of that class"
         )
@@ -229,8 +238,7 @@ _OWN = re.compile("own-[0-9a-f]{12}")  # how `own_data` names what it read
 def _read_own(
     folders: tuple[str, ...], size: int, color: bool, n_way: int
 ) -> tuple[str, Characters, Characters]:  # name, to train on, to test on
-    first, second = folders[0], folders[1] if len(folders) > 1 else None
-    train, test = load_folders(first, second, size=size, color=color, at_least=n_way)
+    train, test = load_folders(*folders, size=size, color=color, at_least=n_way)
     digest = hashlib.sha256()
     for part in (train, test):
         digest.update(f"{list(part.images.shape)} {part.counts}".encode())
@@ -263,6 +271,7 @@ NAMED = ("data", "size", "n_way", "k_shot", "tasks")  # settings that every name
 
 
 def settings_slug(settings: dict[str, Any]) -> str:
+    "Settings of a run as a piece of a file name: those of `NAMED`, then the special."
     head = "{data}-{size}px-{n_way}way-{k_shot}shot-{tasks}tasks".format(**settings)
     return "-".join(
         [
@@ -271,7 +280,7 @@ def settings_slug(settings: dict[str, Any]) -> str:
         ]
     )
 
-
+# %% ../nbs/a5_runs.ipynb #65b3a14e
 def special_settings(settings: dict[str, Any]) -> dict[str, Any]:
     "Settings that are not the default, but for those that every name tells."
     default = {f.name: f.default for f in fields(Run)}
@@ -333,19 +342,19 @@ def build_learner(run: Run) -> Learner:
     return learner
 
 # %% ../nbs/a5_runs.ipynb #ad8b953c
-def at_once(run: Run, device: str) -> int | None:
+def chunk_of(run: Run, device: str) -> int | None:
     "Tasks in one call: on a GPU many, since each call costs as much as few."
     if device == "cpu":
         return None  # the learner's own
     return 16 if run.size <= 28 else 4
 
-
+# %% ../nbs/a5_runs.ipynb #b4be81a8
 def processor(device: str) -> str:
     "The GPU's name, or the kind of CPU, for result files."
     cpu = device == "cpu"
     return platform.machine() if cpu else torch.cuda.get_device_name(device)
 
-
+# %% ../nbs/a5_runs.ipynb #1b10f816
 def exact_float32() -> None:
     "On a GPU, float32 means float32 and not TF32, and equal seeds give equal numbers."
     torch.backends.cudnn.allow_tf32 = False
@@ -360,9 +369,9 @@ def train_learner(
 ) -> tuple[Learner, History]:
     """The learner of a run, trained, and how that went.
 
-    Sets torch's threads, and keeps freed memory. Raises `ValueError` where the
-    characters do not suffice for the tasks, `FloatingPointError` where the loss
-    diverges."""
+    Sets torch's threads and its global seed, and keeps freed memory. Raises `ValueError`
+    where the characters do not suffice for the tasks, or for a checkpoint that is not of
+    this training, `FloatingPointError` where the loss diverges."""
     exact_float32()
     torch.set_num_threads(run.threads)
     keep_memory()
@@ -371,21 +380,18 @@ def train_learner(
         training_characters(run), way, run.k_shot, run.n_query, seed=run.seed
     )
     learner = build_learner(replace(run, n_way=way)).to(device)
-    seed = run.seed if run.mask_seed is None else run.mask_seed
-    settings: dict[str, Any] = {
-        "meta_batch": run.meta_batch,
-        "lr": run.lr,
-        "seed": seed,
-    }
-    settings |= {"schedule": run.schedule, "bfloat16": run.bfloat16}
-    settings |= {"chunk": at_once(run, device)}
     history = fit(
         learner,
         sampler,
         run.tasks,
-        **settings,
+        checkpoint,
+        meta_batch=run.meta_batch,
+        lr=run.lr,
+        schedule=run.schedule,
+        seed=run.seed if run.mask_seed is None else run.mask_seed,
+        chunk=chunk_of(run, device),
+        bfloat16=run.bfloat16,
         progress=progress,
-        checkpoint=checkpoint,
     )
     if way == run.n_way:
         return learner, history
@@ -403,14 +409,19 @@ def frozen_tasks(
 
     Fewer are the first of more. Raises `ValueError` for more than memory holds."""
     n_tasks = run.test_tasks if n_tasks is None else n_tasks
-    images = n_tasks * run.n_way * (run.k_shot + run.test_query)
-    if images * run.size**2 * (3 if run.color else 1) > 8 * MOST_BYTES:
-        raise ValueError(f"{n_tasks:,} test tasks would fill the memory")
+    _check_memory(run, n_tasks)
     _, characters = _split_of(run, download)
     sampler = TaskSampler(
         characters, run.n_way, run.k_shot, run.test_query, seed=TEST_SEED
     )
     return sampler.sample(n_tasks)
+
+
+def _check_memory(run: Run, n_tasks: int) -> None:
+    "Raises `ValueError` for more test tasks than memory holds."
+    images = n_tasks * run.n_way * (run.k_shot + run.test_query)
+    if images * run.size**2 * (3 if run.color else 1) > 8 * MOST_BYTES:
+        raise ValueError(f"{n_tasks:,} test tasks would fill the memory")
 
 # %% ../nbs/a5_runs.ipynb #990a9d0f
 def execute(
@@ -421,16 +432,17 @@ def execute(
 ) -> dict[str, Any]:  # what goes into the result file
     """Train and test one run.
 
-    Raises what `train_learner` raises; for test tasks that cannot be drawn, before the
-    training."""
+    Raises what `train_learner` raises; for tasks that it could not be tested on, before
+    the training."""
+    _check_memory(run, run.test_tasks)
     frozen_tasks(run, 1)
-    learner, history = train_learner(run, progress, checkpoint, device)
-    start = perf_counter()
-    words: dict[str, Any] = {"chunk": at_once(run, device), "bfloat16": run.bfloat16}
-    report = evaluate(learner, frozen_tasks(run), progress=progress, **words)
     sampler = TaskSampler(
         training_characters(run), run.n_way, run.k_shot, run.test_query, TEST_SEED
     )
+    learner, history = train_learner(run, progress, checkpoint, device)
+    start = perf_counter()
+    words: dict[str, Any] = {"chunk": chunk_of(run, device), "bfloat16": run.bfloat16}
+    report = evaluate(learner, frozen_tasks(run), progress=progress, **words)
     familiar = evaluate(learner, sampler.sample(FAMILIAR_TASKS), **words)
     return {
         "run": asdict(run),
@@ -456,11 +468,13 @@ def execute(
 
 # %% ../nbs/a5_runs.ipynb #a03128e0
 def write_json(path: Path, content: Any) -> None:
-    "Write to a temporary name, then move: a reader sees the whole file or none."
+    """Write to a temporary name, then move: a reader sees the whole file or none.
+
+    Raises `OSError` where that fails."""
     with whole_files(path.parent) as folder:
         (folder / path.name).write_text(json.dumps(content), encoding="utf-8")
 
-
+# %% ../nbs/a5_runs.ipynb #21d1e83e
 def read_result(path: Path) -> dict[str, Any]:
     """One result file.
 
@@ -483,7 +497,7 @@ def read_result(path: Path) -> dict[str, Any]:
         raise
     except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
         told = f"{_plain(path)} is not a result of this course ({_plain(error)})"
-        raise ValueError(f"{told}: a sweep puts it aside and runs it again") from error
+        raise ValueError(f"{told}: once moved away, a sweep runs it again") from error
     return result
 
 # %% ../nbs/a5_runs.ipynb #a1a16cc5
@@ -499,7 +513,7 @@ def sweep(
     A run that fails, or whose process the system kills, keeps no other from running: at
     the end a `ValueError` names all such. Raises `OSError` for a folder that cannot be
     written, before any training."""
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass  # a folder that cannot be written is found out now, not after the training
@@ -517,7 +531,7 @@ def sweep(
         )
         pool = Parallel(jobs, prefer="threads", return_as="generator_unordered")
         bar = {"total": len(todo), "unit": "run", "leave": False}
-        errors = dict(tqdm(pool(work), disable=not progress, **bar))
+        errors = dict(tqdm(pool(work), disable=not (progress and sys.stderr), **bar))
     for run in todo:
         if not errors[run] and _problem(run, paths[run]):  # another sweep was at it
             errors |= [_execute_and_write(run, paths[run], progress, device, wait=True)]
@@ -593,8 +607,11 @@ def _processes(
         except BrokenProcessPool:
             process.shutdown()
             process = started()
-            told = "its process was killed, perhaps for want of memory (then use fewer "
-            return run, told + "jobs); the same call goes on where it was"
+            return run, (
+                "its process ended without an answer: killed, perhaps for want of "
+                "memory (then use fewer jobs), or by an error that stands above; the "
+                "same call goes on where it was"
+            )
         except KeyboardInterrupt as stopped:  # sent to that process alone
             return run, str(stopped)
         finally:
@@ -628,13 +645,12 @@ def load_results(folder: str | Path) -> list[dict[str, Any]]:
 
     Raises `FileNotFoundError` where there are none, `ValueError` where one is
     damaged."""
+    folder = Path(folder).expanduser()
     of_a_learner = ("learner.json", "evaluation.json")  # left by `metadropout train`
-    paths = [
-        p for p in sorted(Path(folder).glob("*.json")) if p.name not in of_a_learner
-    ]
+    paths = [p for p in sorted(folder.glob("*.json")) if p.name not in of_a_learner]
     if not paths:
         told = f"run `metadropout compare --out {folder}` first"
-        if (Path(folder) / "learner.json").exists():
+        if (folder / "learner.json").exists():
             told = f"it holds one learner, which `metadropout evaluate {folder}` tests"
         raise FileNotFoundError(f"no results (*.json) in {folder}: {told}")
     return [read_result(path) for path in paths]

@@ -36,7 +36,7 @@ def blank(
     axis.axis("off")
     return figure, axis
 
-
+# %% ../nbs/schematics.ipynb #14ed3d17
 def box(
     axis: Axes,
     x: float,  # centre
@@ -56,38 +56,26 @@ def box(
     )
     axis.text(x, y, text, ha="center", va="center", fontsize=10)
 
-
+# %% ../nbs/schematics.ipynb #357d6fba
 def arrow(
     axis: Axes,
     start: tuple[float, float],
     end: tuple[float, float],
     color: str = "0.4",
-    bend: float = 0.0,
-    style: str = "-",
 ) -> None:
-    "An arrow between two points, straight or bent."
-    axis.annotate(
-        "",
-        end,
-        start,
-        arrowprops={
-            "arrowstyle": "-|>",
-            "color": color,
-            "connectionstyle": f"arc3,rad={bend}",
-            "linestyle": style,
-        },
-    )
+    "An arrow between two points."
+    axis.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": color})
 
-
+# %% ../nbs/schematics.ipynb #8bce8a18
 def drawings(
     axis: Axes,
     x: float,  # left edge
     y: float,  # centre
     images: Sequence[np.ndarray] | np.ndarray,
     color: str,
-    side: float = 0.8,
 ) -> None:
     "Small drawings in a row, framed."
+    side = 0.8
     for i, image in enumerate(images):
         left = x + i * (side + 0.1)
         extent = (left, left + side, y + side / 2, y - side / 2)
@@ -100,8 +88,9 @@ def drawings(
 
 # %% ../nbs/schematics.ipynb #3ff8cc3e
 def task_to_loss() -> Figure:
-    """The way of one task through a learner: support and query, one network, one mask,
-    a head."""
+    """The way of one task through a learner.
+
+    Support and query, one network, one mask, a head."""
     images = glyphs(3, 3).images.numpy()
     figure, axis = blank(5, 2.65, 10)
     axis.text(0.1, 0.35, "one task", fontsize=10, weight="bold")

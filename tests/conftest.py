@@ -5,16 +5,19 @@ Tests of real Omniglot skip where it is not to be had."""
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from hypothesis import settings
 from playwright.sync_api import sync_playwright
+from typer.testing import CliRunner
 
-from metadropout_nb import omniglot
+from metadropout_nb import cli, long_runs, omniglot
 from metadropout_nb.omniglot import Characters, glyphs
+from metadropout_nb.runs import TEST_SEED
 from metadropout_nb.tasks import TaskBatch, TaskSampler
 
 settings.register_profile(
@@ -24,6 +27,14 @@ settings.load_profile("same every time")
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,6 +59,42 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(omniglot, "user_cache_path", lambda name: folder)
     monkeypatch.delenv("METADROPOUT_DATA", raising=False)
     return folder
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    "The command, in an empty folder."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.console, "width", 140)
+    return lambda *words: CliRunner().invoke(cli.app, [str(word) for word in words])
+
+
+@contextmanager
+def broken_off():
+    "In here a training breaks off once its first checkpoint is written."
+    save = long_runs.save_checkpoint
+
+    def save_and_break(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(long_runs, "save_checkpoint", save_and_break)
+        yield
+
+
+@contextmanager
+def going_on():
+    "In here a training that begins at its first task is an error."
+    sample = TaskSampler.sample
+
+    def later(sampler, n_tasks=1):
+        assert sampler.next_task or sampler.seed == TEST_SEED, "it began again"
+        return sample(sampler, n_tasks)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TaskSampler, "sample", later)
+        yield
 
 
 @pytest.fixture

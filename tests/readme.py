@@ -38,7 +38,7 @@ def cite(text: str) -> str:
     "Citations as years, from references.bib; the prose of the index names the authors."
     bib = (ROOT / "nbs" / "references.bib").read_text(encoding="utf-8")
     years = dict(re.findall(r"@\w+\{(\w+),.*?year = \{(\d+)\}", bib, flags=re.S))
-    return re.sub(r"\[@(\w+)\]", lambda match: f"({years[match[1]]})", text)
+    return re.sub(r"\[-?@(\w+)\]", lambda match: f"({years[match[1]]})", text)
 
 
 def render() -> tuple[str, dict[str, bytes]]:  # the text, and the images by path

@@ -9,10 +9,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from conftest import NOTEBOOKS, ROOT
+from conftest import NOTEBOOKS, ROOT, broken_off, going_on
 from typer.testing import CliRunner
 
-from metadropout_nb import __version__, cli, long_runs, runs
+from metadropout_nb import __version__, cli, runs
 from metadropout_nb.cli import app
 from metadropout_nb.comparison import planned_runs
 from metadropout_nb.meta_dropout import ARMS
@@ -20,13 +20,6 @@ from metadropout_nb.runs import DATA, LEARNERS, Run, build_learner, load_results
 from metadropout_nb.trained import load_learner, save_learner
 
 TINY = ["--size", "16", "--tasks", "16", "--test-tasks", "3", "--jobs", "1"]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.console, "width", 140)
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
 def test_compare_then_redraw(run, tmp_path):
@@ -108,6 +101,7 @@ def test_without_options_it_ends_in_a_verdict_and_says_what_next(run, monkeypatc
         ("glyphs", 200),
         ("omniglot", 30),
     }
+    assert "--train-classes 200" not in run("compare", "--data", "omniglot").output
 
 
 def test_omniglot_has_all_its_characters_unless_told(run, monkeypatch):
@@ -122,6 +116,9 @@ def test_omniglot_has_all_its_characters_unless_told(run, monkeypatch):
         asked.clear()
         run("compare", "--seeds", 1, *words)
         assert {one.train_classes for one in asked} == {expected}
+    asked.clear()
+    run("compare", "--seeds", 1, "--arm", "meta", "--arm", "meta")
+    assert len(asked) == 1, "an arm given twice"
     assert run("compare", "--train-classes", 4).exit_code == 2, "five ways need five"
 
 
@@ -338,17 +335,14 @@ def test_the_names_are_those_of_the_modules():
     assert cli.DATA_NAMES == DATA
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--help"], ["--version"]]
-    + [[verb, "--help"] for verb in ("compare", "train", "evaluate", "notebooks")],
-)
-def test_help_imports_nothing_that_takes_long(words):
-    code = f"""
+def test_help_imports_nothing_that_takes_long():
+    code = """
 import sys
 from typer.testing import CliRunner
 from metadropout_nb.cli import app
-assert CliRunner().invoke(app, {words!r}).exit_code == 0
+for verb in ([], ["compare"], ["train"], ["evaluate"], ["notebooks"]):
+    assert CliRunner().invoke(app, [*verb, "--help"]).exit_code == 0
+assert CliRunner().invoke(app, ["--version"]).exit_code == 0
 print(*sys.modules)
 """
     command = [sys.executable, "-c", code]
@@ -426,7 +420,7 @@ def test_a_device_is_used_or_refused_before_anything_is_written(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     told = run(*words, "--device", "cuda")
     assert told.exit_code == 1
-    assert "no device 'cuda' here: choose one of cpu" in told.output
+    assert "unknown device 'cuda': choose one of cpu" in told.output
     assert os.listdir() == ["mine"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(runs, "processor", lambda device: device)
@@ -443,7 +437,7 @@ def test_help_teaches(run):
     )
 
 
-def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
+def test_train_goes_on_where_it_was_broken_off(run, tmp_path):
     words = [
         "train",
         "--out",
@@ -457,20 +451,13 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
         "--threads",
         "1",
     ]
-    save = long_runs.save_checkpoint
-
-    def save_and_break(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(long_runs, "save_checkpoint", save_and_break)
-    broken = run(*words)
-    assert broken.exit_code == 130
+    with broken_off():
+        assert run(*words).exit_code == 130
     assert [path.name for path in (tmp_path / "made").iterdir()] == [
         "checkpoint.safetensors"
     ]
-    monkeypatch.setattr(long_runs, "save_checkpoint", save)
-    assert run(*words).exit_code == 0
+    with going_on():
+        assert run(*words).exit_code == 0
     assert run(*words[:2], "whole", *words[3:]).exit_code == 0
     made, whole = (
         load_learner(tmp_path / name)[0].state_dict() for name in ("made", "whole")
@@ -481,3 +468,27 @@ def test_train_goes_on_where_it_was_broken_off(run, tmp_path, monkeypatch):
         "learner.json",
         "weights.safetensors",
     ]
+
+
+@pytest.mark.parametrize("out", ["", "file"])
+def test_what_is_no_folder_is_refused(run, tmp_path, out):
+    (tmp_path / "file").touch()
+    for option in (["compare", "--from"], ["train", "--out"], ["evaluate"]):
+        told = run(*option, out)
+        assert told.exit_code == 2 and f"'{out}' is no folder" in told.output
+
+
+def test_arms_without_the_arm_none(run):
+    told = run("compare", *TINY, "--seeds", 1, "--arm", "meta", "--out", "a:x:b")
+    assert "--arm none" in told.output and "in a:x:b/" in told.output
+
+
+def test_a_tilde_is_the_home_folder_in_python_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    one = Run("proto", size=16)
+    save_learner(build_learner(one), one, "~/made")
+    assert load_learner("~/made")[1] == one and (tmp_path / "made").exists()
+    write_results(tmp_path / "runs", replace(one, test_tasks=3))
+    assert len(load_results("~/runs")) == 1
+    assert runs.sweep([], "~/new") == [] and (tmp_path / "new").is_dir()

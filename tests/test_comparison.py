@@ -40,13 +40,12 @@ from metadropout_nb.comparison import (
 from metadropout_nb.intervals import (
     MARGIN,
     VarianceComponents,
-    crossed_interval,
     equivalence,
     simulate_matrices,
     standard_error,
-    variance_components,
 )
 from metadropout_nb.runs import Run, load_results
+from metadropout_nb.training import Evaluation
 
 FIRST_STUDY = ROOT / "results" / "first_study"
 
@@ -238,8 +237,8 @@ def main(stored):
     return compare_all(stored)[MAIN]
 
 
-def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
-    "An arm's own results, moved until the mean difference is -3 or +3 points, or none."
+def test_a_planted_effect_is_found_in_real_results(main):
+    "An arm's own results, moved until the mean difference is -3 or +3 points."
     tried = 0
     for d in main.differences:
         if len(d.seeds) < 8:
@@ -253,13 +252,6 @@ def test_a_planted_effect_is_found_in_real_results_and_a_null_is_not(main):
 
         assert moved(-0.03).verdict == "hurts" and moved(0.03).verdict == "helps", (
             d.learner
-        )
-        nulls = simulate_matrices(
-            500, *d.matrix.shape, variance_components(d.matrix), seed=len(d.seeds)
-        )
-        low, high = crossed_interval(nulls)
-        assert abs(np.mean((low > 0) | (high < 0)) - 0.05) < 3 * np.sqrt(
-            0.05 * 0.95 / 500
         )
     assert tried >= 2
 
@@ -486,7 +478,7 @@ def test_the_short_answer_says_what_the_intervals_say(shared, noise, said):
     assert "30 training characters ordinary dropout helps." in told
     assert "| ordinary dropout, against none | +3.0 (" in told
     assert f"Sharing its mask {said}.**" in told and "| seeds | 6 |" in told
-    assert f"| one shared mask, against one per set | {100 * shared:+.1f} (" in told
+    assert f"| one mask for both sets, against one each | {100 * shared:+.1f} (" in told
 
 
 def test_the_short_answer_of_other_runs_is_that_there_is_none():
@@ -828,3 +820,13 @@ def test_a_circle_is_found(line):
     graph = graph_of(texts)
     with pytest.raises(CycleError):
         TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("accuracies", [(0.5,), (0.5, 0.7, float("nan"))])
+def test_accuracies_that_do_not_pair_up(accuracies):
+    reports = {
+        ("eb", arm): {0: Evaluation(np.array(values), np.array(values))}
+        for arm, values in (("none", (0.5, 0.7, 0.9)), ("meta", accuracies))
+    }
+    with pytest.raises(ValueError, match="finite and of the same test tasks"):
+        paired_differences(reports)

@@ -1,8 +1,8 @@
 """The figure to draw in, in a real browser: true numbers, mouse, finger, keyboard."""
 
 import json
-import sys
 
+import draw as benchmark
 import nbformat
 import numpy as np
 import pytest
@@ -14,9 +14,6 @@ from nbconvert import HTMLExporter
 from metadropout_nb.draw import draw_your_own
 from metadropout_nb.omniglot import glyphs, load_omniglot, resize
 from metadropout_nb.trained import pretrained
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import draw as benchmark
 
 LABELS = torch.arange(5)
 
@@ -221,7 +218,8 @@ def test_a_finger_draws(page, figure):
         points = share and [{"x": at["x"] + share * at["width"], "y": at["y"] + 40}]
         event = {"type": f"touch{kind}", "touchPoints": points or []}
         session.send("Input.dispatchTouchEvent", event)
-    page.wait_for_timeout(100)
+    drawn = "boxes[1].own && boxes[1].strokes[0].at(-1)[0] > 0.6"
+    figure.wait_for_function(drawn)
     figure.evaluate("turn++")
     (stroke,) = figure.evaluate("boxes[1].strokes")
     assert stroke[0][0] == pytest.approx(0.3, abs=0.05)
@@ -260,7 +258,7 @@ def test_it_fits_and_can_be_read(browser, shown, compact):
         figure = page.frames[1]
         figure.locator("#summary b").wait_for()
         figure.evaluate("turn++")
-        page.wait_for_timeout(200)
+        figure.wait_for_function("document.documentElement.scrollHeight <= innerHeight")
         spare = figure.evaluate(
             "[scrollX + document.documentElement.scrollWidth - innerWidth, "
             "document.documentElement.scrollHeight - innerHeight]"

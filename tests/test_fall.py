@@ -1,22 +1,17 @@
 """The fall at 105x105 of chapter 10: what benchmarks/fall.py measured, and its pool."""
 
 import json
-import sys
 from dataclasses import asdict, replace
 
+import fall
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from torch.nn.functional import max_pool2d
 
 from metadropout_nb.omniglot import glyphs
 from metadropout_nb.runs import build_learner
 from metadropout_nb.tasks import TaskSampler
-
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-import fall
 
 
 def test_every_learner_has_a_file_with_all_that_the_script_measures():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import broken_off
 from torch import nn
 
 from metadropout_nb import cli, long_runs, omniglot, runs
@@ -56,17 +57,9 @@ class TestCheckpoint:
     def half(cls, tmp_path_factory):
         "What a training that broke off after its first update has left."
         path = tmp_path_factory.mktemp("half") / "one.checkpoint"
-        with pytest.MonkeyPatch.context() as patch:
-            save = long_runs.save_checkpoint
-
-            def once(*words):
-                save(*words)
-                raise RuntimeError("power cut")
-
-            patch.setattr(long_runs, "save_checkpoint", once)
+        with pytest.MonkeyPatch.context() as patch, broken_off():
             patch.setattr(runs, "fit", lambda *a, **k: fit(*a, checkpoint_every=1, **k))
-            with pytest.raises(RuntimeError, match="power cut"):
-                train_learner(RUN, checkpoint=path)
+            train_learner(RUN, checkpoint=path)
         return path.read_bytes()
 
     @pytest.fixture
@@ -80,17 +73,15 @@ class TestCheckpoint:
 
         return resumed
 
-    def altered(self, whole, change, sign=True):
-        "With other text in its header; with `sign`, the hash is made to fit."
+    def altered(self, whole, change):
+        "With other text in its header, and the hash that fits."
         end = 8 + int.from_bytes(whole[:8], "little")
         header = json.loads(whole[8:end])
         about = header["__metadata__"]
         said = json.loads(about["fit"])
         new = change(said)
         about["fit"] = json.dumps(said if new is None else new)
-        if sign:
-            tensors = long_runs.load(whole)
-            about["sha256"] = long_runs._digest(about["fit"], tensors)
+        about["sha256"] = long_runs._digest(about["fit"], long_runs.load(whole))
         text = json.dumps(header).encode()
         return struct.pack("<Q", len(text)) + text + whole[end:]
 
@@ -99,9 +90,11 @@ class TestCheckpoint:
             long_runs, "_check_tensors", lambda *_: pytest.fail("not noticed")
         )
         rng = random.Random(0)
-        for _ in range(40):
+        header = 8 + int.from_bytes(half[:8], "little")
+        for i in range(60):
             changed = bytearray(half)
-            changed[rng.randrange(len(half))] ^= 1 << rng.randrange(8)
+            place = rng.randrange(header if i % 3 else len(half))
+            changed[place] ^= 1 << rng.randrange(8)
             with pytest.raises(ValueError, match="one.checkpoint is not a checkpoint"):
                 resume(changed)
 
@@ -129,9 +122,8 @@ class TestCheckpoint:
             {"of the future": 1},
         ],
     )
-    @pytest.mark.parametrize("sign", [True, False])
-    def test_a_history_adds_up(self, half, resume, history, sign):
-        changed = self.altered(half, lambda said: said["history"].update(history), sign)
+    def test_a_history_adds_up(self, half, resume, history):
+        changed = self.altered(half, lambda said: said["history"].update(history))
         with pytest.raises(ValueError, match="one.checkpoint is not a checkpoint"):
             resume(changed)
 
@@ -293,13 +285,13 @@ class TestWhatIsWritten:
             _copy_course(tmp_path / "other")
         assert names(outside) == []
 
-    def test_a_figure_is_whole_or_the_one_before(self, tmp_path, full_disk, invoke):
+    def test_a_figure_is_whole_or_the_one_before(self, tmp_path, full_disk, run):
         results(tmp_path)
-        assert invoke("compare", "--from", tmp_path).exit_code == 0
+        assert run("compare", "--from", tmp_path).exit_code == 0
         (figure,) = tmp_path.glob("*.png")
         before = figure.read_bytes()
         with full_disk(10_000):
-            assert invoke("compare", "--from", tmp_path).exit_code == 1
+            assert run("compare", "--from", tmp_path).exit_code == 1
         assert figure.read_bytes() == before and not list(tmp_path.glob("*.tmp"))
 
     @pytest.mark.parametrize(
@@ -310,9 +302,7 @@ class TestWhatIsWritten:
             ("notebooks", "--no-open"),
         ],
     )
-    def test_no_room_for_what_a_command_writes(
-        self, tmp_path, full_disk, invoke, words
-    ):
+    def test_no_room_for_what_a_command_writes(self, tmp_path, full_disk, run, words):
         def contents():
             files = (path for path in tmp_path.rglob("*") if path.is_file())
             return {path: path.read_bytes() for path in files}
@@ -320,40 +310,31 @@ class TestWhatIsWritten:
         save_learner(build_learner(RUN), RUN, tmp_path)
         before = contents()
         with full_disk(100):
-            told = invoke(*words, tmp_path)
+            told = run(*words, tmp_path)
         assert told.exit_code == 1 and "Error: [Errno 27]" in told.output
         assert tmp_path.name in told.output.replace("\n", "")
         assert contents() == before
 
-    def test_no_room_for_what_a_command_prints(self, tmp_path, invoke, monkeypatch):
+    def test_no_room_for_what_a_command_prints(self, tmp_path, run, monkeypatch):
         def full(*_, **__):
             raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(cli, "_copy_course", lambda folder: (1, []))
         monkeypatch.setattr(cli.console, "print", full)
-        told = invoke("notebooks", tmp_path, "--no-open")
+        told = run("notebooks", tmp_path, "--no-open")
         assert told.exit_code == 1 and "Error: [Errno 28]" in told.output
 
     @posix
-    def test_a_figure_is_not_drawn_through_a_link(self, tmp_path, invoke):
+    def test_a_figure_is_not_drawn_through_a_link(self, tmp_path, run):
         results(tmp_path)
-        invoke("compare", "--from", tmp_path)
+        run("compare", "--from", tmp_path)
         (figure,) = tmp_path.glob("*.png")
         figure.unlink()
         (tmp_path / "mine").write_text("precious")
         figure.symlink_to(tmp_path / "mine")
-        assert invoke("compare", "--from", tmp_path).exit_code == 0
+        assert run("compare", "--from", tmp_path).exit_code == 0
         assert (tmp_path / "mine").read_text() == "precious"
         assert not figure.is_symlink()
-
-
-@pytest.fixture
-def invoke():
-    from typer.testing import CliRunner
-
-    from metadropout_nb.cli import app
-
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
 
 
 def results(folder):
@@ -436,14 +417,14 @@ class TestWhatIsRead:
         assert load_results(tmp_path) == [self.GOOD]
 
     def test_a_strangers_learner_starts_no_download(
-        self, tmp_path, cache, monkeypatch, invoke
+        self, tmp_path, cache, monkeypatch, run
     ):
         monkeypatch.setattr(omniglot, "_download", lambda *_: pytest.fail("a download"))
         for data in ("omniglot", "validation"):
-            run = Run("proto", data=data, **TINY)
-            save_learner(build_learner(run), run, tmp_path / data)
+            made = Run("proto", data=data, **TINY)
+            save_learner(build_learner(made), made, tmp_path / data)
             load_split.cache_clear()
-            told = invoke("evaluate", tmp_path / data)
+            told = run("evaluate", tmp_path / data)
             assert told.exit_code == 1 and "download=False" in told.output
 
 
@@ -484,7 +465,7 @@ except ValueError as error:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
         )
         assert "1 of 3 runs failed" in told.stdout, told.stderr
-        assert "seed1: its process was killed" in told.stdout
+        assert "seed1: its process ended without an answer: killed" in told.stdout
         assert "leaked" not in told.stderr
         assert len(list(tmp_path.glob("*.json"))) == 2
 
@@ -518,7 +499,7 @@ except ValueError as error:
         sweeping.wait()
         wait(lambda: not any(map(alive, workers)), 20)
 
-    def test_what_no_machine_can_hold_is_a_sentence(self, tmp_path, invoke):
+    def test_what_no_machine_can_hold_is_a_sentence(self, tmp_path, run):
         for words in (
             ("train", "--size", 100_000),
             ("train", "--size", "9" * 22),
@@ -527,7 +508,7 @@ except ValueError as error:
             ("compare", "--size", 100_000, "--seeds", 1, "--jobs", 1),
             ("compare", "--test-tasks", 10**12, "--seeds", 1, "--jobs", 1),
         ):
-            told = invoke(*words, "--out", tmp_path / "made")
+            told = run(*words, "--out", tmp_path / "made")
             assert told.exit_code == 1 and "Error:" in told.output, words
         with pytest.raises(ValueError, match="fill the memory"):
             frozen_tasks(RUN, 10**12)

@@ -96,6 +96,12 @@ def page_data(stored: str) -> dict:
     return json.loads(re.search(r"const data = (\{.*?\});\n", page)[1])
 
 
+def test_one_query_per_class_is_refused(network):
+    tasks = TaskSampler(glyphs(40), n_query=1).sample()
+    with pytest.raises(ValueError, match="two queries per class, got 1 tasks with 1"):
+        mask_explorer(network, tasks, None)
+
+
 def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
     page = mask_explorer(network, tasks, show_images([[torch.zeros(2, 2)]]))
     now = page_data(page._repr_mimebundle_()["text/markdown"])
@@ -118,9 +124,10 @@ def test_the_stored_figure_is_what_the_code_gives(stored, network, tasks):
             )  # another processor may round to the next step
 
 
-@pytest.mark.parametrize("arm", ARMS)
 @pytest.mark.parametrize(
-    "task, block, step", [(0, 0, 4), (1, 1, 6), (2, 2, 15), (0, 1, 0)]
+    ("arm", "task", "block", "step"),
+    [(arm, 1, 1, 6) for arm in ARMS]
+    + [("separate", *at) for at in ((0, 0, 4), (2, 2, 15), (0, 1, 0))],
 )
 def test_the_numbers_are_those_of_the_layer(
     figure, stored, network, tasks, arm, task, block, step
@@ -220,7 +227,7 @@ def test_it_fits_and_can_be_read(page, figure, width, scheme):
     page.emulate_media(color_scheme=scheme)
     for arm in ("meta", "standard"):
         choose(figure, arm=arm)
-        page.wait_for_timeout(100)
+        figure.wait_for_function("document.documentElement.scrollHeight <= innerHeight")
         root = figure.evaluate(
             "(({scrollWidth, clientWidth, scrollHeight, clientHeight}) => "
             "[scrollWidth - clientWidth, scrollHeight - clientHeight])"
@@ -311,7 +318,7 @@ def test_a_run_can_be_sorted(browser, quiz):
         figure.locator("#choices button").nth(answer).press("Enter")
     assert figure.inner_text("#told") == "Of 20 drawings you sorted 1 wrongly, 5 %."
     assert not figure.is_visible("#query")
-    page.wait_for_timeout(100)
+    figure.wait_for_function("document.documentElement.scrollHeight <= innerHeight")
     root = "document.documentElement"
     spare = f"[{root}.scrollWidth - innerWidth, {root}.scrollHeight - innerHeight]"
     assert figure.evaluate(spare) == [0, 0]

@@ -1,13 +1,8 @@
-from time import perf_counter
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from metadropout_nb.intervals import (
-    FIRST_LOOK,
-    LOOKS,
-    MARGIN,
     Interval,
     VarianceComponents,
     bootstrap_interval,
@@ -15,7 +10,6 @@ from metadropout_nb.intervals import (
     mean_squares,
     seeds_needed,
     simulate_matrices,
-    t_interval,
     variance_components,
     verdict,
 )
@@ -68,46 +62,12 @@ def test_a_planted_null_raises_false_alarms_at_five_percent(sds, seeds):
     assert abs(share - 0.05) < 3 * np.sqrt(0.05 * 0.95 / len(nulls)), share
 
 
-def test_simpler_intervals_raise_more():
-    "Why the verdict rests on neither of them."
-
-    def alarms(intervals):
-        return np.mean([low > 0 or high < 0 for low, high in intervals])
-
-    nulls = simulate_matrices(
-        400, 5, 300, VarianceComponents(0.02**2, 0, 0.02**2), seed=1
-    )
-    assert alarms(bootstrap_interval(m, 500) for m in nulls) > 0.1
-    nulls = simulate_matrices(
-        400, 30, 200, VarianceComponents(0.005**2, 0.03**2, 0.08**2), seed=1
-    )
-    assert alarms(t_interval(m.mean(1)) for m in nulls) > 0.2
-
-
-def test_looks_are_paid_for():
-    "Seeds added until the interval is narrow raise alarms, but for the first look's t."
-    nulls = simulate_matrices(20_000, 30, 2, VarianceComponents(0.02**2, 0, 0), seed=3)
-    alarms = {}
-    for max_df in (np.inf, FIRST_LOOK - 1):
-        going, alarms[max_df] = np.ones(len(nulls), dtype=bool), 0.0
-        for seeds in LOOKS:
-            found = crossed_interval(nulls[:, :seeds], max_df)
-            stop = going & ((found.half_width <= MARGIN) | (seeds == LOOKS[-1]))
-            alarms[max_df] += ((found.low > 0) | (found.high < 0))[stop].sum() / len(
-                nulls
-            )
-            going &= ~stop
-        assert not going.any()
-    assert alarms[np.inf] > 0.056 and abs(alarms[FIRST_LOOK - 1] - 0.05) < 0.006
-
-
-def test_the_bootstrap_is_scipys_crossed_and_quick():
+def test_the_bootstrap_is_scipys_crossed():
     matrix = simulate_matrices(
         1, 10, 1000, VarianceComponents(0.005**2, 0.1**2, 0.09**2), effect=0.01
     )[0]
-    start = perf_counter()
     ours = bootstrap_interval(matrix)
-    assert perf_counter() - start < 2 and ours == bootstrap_interval(matrix)
+    assert ours == bootstrap_interval(matrix)
 
     def both(s, t, axis):
         return matrix[s[..., :, None], t[..., None, :]].mean((-2, -1))

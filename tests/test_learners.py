@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from inspect import signature
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 
 from metadropout_nb import maml
 from metadropout_nb.comparison import LEARNERS
+from metadropout_nb.eb_meta_network import MetaNetwork
 from metadropout_nb.embedding_network import TaskBatchNorm
 from metadropout_nb.maml import MAML
 from metadropout_nb.meta_dropout import ARMS, MetaDropout, seed_masks, sites
-from metadropout_nb.original_meta_network import MetaLearner
+from metadropout_nb.original_meta_network import OriginalMetaNetwork
 from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.training import (
     class_means,
@@ -48,7 +50,7 @@ def inputs(tasks):
 def outcome(learner, tasks, parts):
     "Logits, gradients and running statistics of one meta-batch, taken in parts."
     learner.zero_grad()
-    learner.network.seed_masks(0)
+    seed_masks(learner, 0)
     found = []
     for part in parts:
         batch = tasks[part]
@@ -80,17 +82,20 @@ def gaps(kind, tasks, training=True, **arguments):
     ]
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("arm", "training"), [("standard", True), ("separate", True), ("meta", False)]
+)
 def test_a_batch_equals_its_tasks_one_at_a_time_however_chunked(
     kind, arm, training, tasks
 ):
     assert max(gaps(kind, tasks, training, dropout=arm)) < 1e-10
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("first_order", [False, True], ids=["full", "first-order"])
-@pytest.mark.parametrize("arm", ["none", "meta", "separate", "support"])
+@pytest.mark.parametrize(
+    ("arm", "first_order", "training"),
+    [(arm, False, True) for arm in ARMS if arm != "standard"]
+    + [("meta", True, True), ("meta", False, False)],
+)
 def test_so_does_a_batch_through_vmap(arm, first_order, training, tasks, monkeypatch):
     monkeypatch.setattr(MAML, "together", property(lambda learner: True))
     settings = {"dropout": arm, "first_order": first_order}
@@ -107,11 +112,9 @@ def test_a_batch_through_vmap_stays_in_float32(tasks, monkeypatch):
         assert torch.equal(learner(*inputs(tasks)), exact)
 
 
-def test_without_vmap_on_a_cpu_and_in_the_arm_standard(monkeypatch):
+def test_without_vmap_on_a_cpu_and_in_the_arm_standard():
     assert not build(MAML).together
-    on_gpu = type("GPU", (), {"type": "cuda"})
-    monkeypatch.setattr(torch.Tensor, "device", on_gpu)
-    learner = build(MAML, image_size=16)
+    learner = build(MAML).to("meta")
     assert learner.together
     learner.network.dropout = "standard"
     assert not learner.together
@@ -253,11 +256,22 @@ def test_equal_seeds_equal_weights_whatever_the_arm(kind):
         (lambda s, y, q: ((s * 255).byte(), y, q), "floating point"),
     ],
 )
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_inputs_that_do_not_fit(kind, tasks, change, message, training):
-    learner = build(kind).train(training)
+@pytest.mark.parametrize("name", ["proto", "maml"])
+def test_inputs_that_do_not_fit(name, tasks, change, message):
+    learner = build(LEARNERS[name])
     with pytest.raises(ValueError, match=message):
         learner(*change(*inputs(tasks)))
+
+
+def test_the_defaults_are_those_of_the_write_up():
+    for name, kind in LEARNERS.items():
+        rates = [site.p for site in kind().network.sites]
+        assert rates == [0.05, 0.10, 0.15, 0.05 if name == "original" else 0, 0]
+    assert (MetaNetwork.meta_batch, OriginalMetaNetwork.meta_batch) == (8, 16)
+    generator = OriginalMetaNetwork().meta_learner.bias_generator
+    assert [layer.weight.shape for layer in generator[::2]] == [(64, 128), (1, 64)]
+    told = signature(fit).parameters
+    assert [told[name].default for name in ("n_tasks", "lr", "clip")] == [2000, 1e-3, 1]
 
 
 def test_no_classes(kind):
@@ -265,11 +279,14 @@ def test_no_classes(kind):
         kind(num_classes=0)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize(
+    ("name", "arm"), [*((name, "separate") for name in LEARNERS), ("maml", "standard")]
+)
 def test_a_learner_can_be_copied_and_pickled_at_any_time(
-    kind, arm, characters, tasks, monkeypatch
+    name, arm, characters, tasks, monkeypatch
 ):
     "Nothing that it holds belongs to a graph, or to a transform of torch.func."
+    kind = LEARNERS[name]
     for together in (False, True) if kind is MAML and arm != "standard" else (False,):
         if kind is MAML:
             monkeypatch.setattr(kind, "together", property(lambda _, on=together: on))
@@ -298,8 +315,8 @@ NORMS = {
     "none": nn.Identity,
     "batch": lambda: nn.BatchNorm2d(16),
 }
-OWN = [(name, norm) for name in LEARNERS for norm in NORMS]
-OWN.remove(("maml", "batch"))
+OWN = [("proto", norm) for norm in NORMS]
+OWN += [("eb", "none"), ("original", "group"), ("maml", "task")]
 DIM = 10
 
 
@@ -362,9 +379,9 @@ def test_any_network_learns_on_colour_images(name, norm, tasks):
     assert torch.equal(answers, learner(*task)), "no masks at test"
 
 
-@pytest.mark.parametrize(("name", "norm"), OWN)
-def test_any_network_has_one_mask_per_task(name, norm, tasks):
-    learner = with_mine(name, norm)
+@pytest.mark.parametrize("name", LEARNERS)
+def test_any_network_has_one_mask_per_task(name, tasks):
+    learner = with_mine(name, "group")
     support_x, support_y, query_x = in_colour(tasks)
     found = [
         passes(learner, (support_x[i], support_y[i], query_x[i])) for i in range(2)
@@ -375,12 +392,11 @@ def test_any_network_has_one_mask_per_task(name, norm, tasks):
     assert clash(found[0][0], found[1][0]), "the next task has masks of its own"
 
 
-@pytest.mark.parametrize(("name", "norm"), OWN)
-def test_any_network_takes_a_batch_as_its_tasks_one_at_a_time(name, norm, tasks):
-    support_x, support_y, query_x = (part for part in in_colour(tasks))
-    learner = with_mine(name, norm)
-    batch = learner(support_x, support_y, query_x)
-    learner = with_mine(name, norm)
+@pytest.mark.parametrize("name", ["proto", "maml"])
+def test_any_network_takes_a_batch_as_its_tasks_one_at_a_time(name, tasks):
+    support_x, support_y, query_x = in_colour(tasks)
+    batch = with_mine(name, "task")(support_x, support_y, query_x)
+    learner = with_mine(name, "task")
     for i in range(4):
         assert torch.equal(batch[i], learner(support_x[i], support_y[i], query_x[i]))
 
@@ -406,15 +422,18 @@ def test_maml_names_a_norm_that_it_cannot_use(norm):
     MAML(network=network, embedding_dim=DIM)
 
 
-@pytest.mark.parametrize("name", LEARNERS)
+def in_one_row(network):
+    return nn.Sequential(network, nn.Flatten(0))
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("name", "wrong"),
     [
-        lambda network: network.deep,  # feature maps
-        lambda network: nn.Sequential(network, nn.Flatten(0)),  # all in one row
-        lambda network: nn.Sequential(network, nn.Linear(DIM, DIM + 1)),
+        ("proto", lambda network: network.deep),  # feature maps
+        ("proto", in_one_row),
+        ("proto", lambda network: nn.Sequential(network, nn.Linear(DIM, DIM + 1))),
+        ("maml", in_one_row),
     ],
-    ids=["maps", "row", "dimension"],
 )
 def test_a_network_of_another_output_shape(name, wrong, tasks):
     network = wrong(Mine("none", channels=1))
@@ -436,24 +455,11 @@ def test_class_means():
     assert class_means(vectors, labels, 2).tolist() == [[0.0, 5.0], [2.0, 0.0]]
 
 
-def test_generated_classifier_is_the_formula():
-    torch.manual_seed(0)
-    head = MetaLearner(embedding_dim=4, hidden_dim=6, num_classes=2)
-    support, query = torch.randn(4, 4), torch.randn(3, 4)
-    labels = torch.tensor([1, 0, 1, 0])
-    W, b = head.generate(support, labels)
-    assert W.shape == (4, 2) and b.shape == (2,)
-    hidden = torch.stack([torch.tanh(head.U @ h + head.e) for h in support])
-    for c, members in ((0, [1, 3]), (1, [0, 2])):
-        r = hidden[members].mean(0)
-        assert torch.allclose(W[:, c], head.weight_generator(r), atol=1e-6)
-        assert torch.allclose(b[c], head.bias_generator(r)[0], atol=1e-6)
-    assert torch.allclose(head(support, labels, query), query @ W + b)
-
-
 @pytest.mark.parametrize("kind", LEARNERS.values(), ids=LEARNERS)
 def test_settings_that_a_network_of_ones_own_would_ignore_are_refused(kind):
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(400, 64))
     with pytest.raises(ValueError, match="image_size would be ignored"):
         kind(network=network, image_size=20)
+    with pytest.raises(ValueError, match="dropout_rates would be ignored"):
+        kind(network=network, dropout_rates=(0.5,))
     kind(network=network)

@@ -70,7 +70,7 @@ def check_tasks_of_a_batch_are_apart(layer):
 
 
 def check_gradients_masked_alike(layer):
-    x = torch.rand(SHAPE, requires_grad=True)
+    x = torch.linspace(0.1, 1, 4800).reshape(SHAPE).requires_grad_()
     y = started(layer)(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert torch.equal(gradient == 0, layer.mask.expand_as(x) == 0)
@@ -158,28 +158,14 @@ def test_meta_dropout_passes(check):
     ],
 )
 def test_broken_layers_are_caught(broken, check):
-    with pytest.raises((AssertionError, ValueError)):
+    with pytest.raises(AssertionError):
         check(broken(0.3))
-
-
-def test_mask_shape_and_values():
-    layer = started(MetaDropout(0.25))
-    assert layer.mask.shape == (1, *SHAPE[1:])
-    assert set(layer.mask.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-
-
-def test_masks_of_a_batch_are_those_of_its_tasks_one_at_a_time():
-    batch, single = MetaDropout(0.3, seed=4), MetaDropout(0.3, seed=4)
-    batch.reset_mask((3, *SHAPE), "cpu")
-    assert batch.mask.shape == (3, 1, *SHAPE[1:])
-    for task in range(3):
-        assert torch.equal(batch.mask[task], started(single).mask)
 
 
 def test_task_i_mask_never_touches_task_j():
     layer = MetaDropout(0.3)
     layer.reset_mask((3, *SHAPE), "cpu")
-    x = torch.rand(3, *SHAPE, requires_grad=True)
+    x = torch.linspace(0.1, 1, 3 * 4800).reshape(3, *SHAPE).requires_grad_()
     y = layer(x)
     for i in range(3):
         assert torch.equal(y[i], x[i] * layer.mask[i])
@@ -220,18 +206,6 @@ class TestArms:
             layer(self.x, query=True),
             layer(self.x, query=True),
         )
-
-    def test_none(self):
-        assert all(torch.equal(y, self.x) for y in self.passes("none"))
-
-    def test_standard_gives_each_sample_and_call_its_own(self):
-        support, again, query, _ = self.passes("standard")
-        assert not torch.equal(support, again) and not torch.equal(support, query)
-        assert not torch.equal(support[0], support[1])
-        assert abs((support == 0).float().mean() - 0.3) < 0.05
-
-    def test_meta_shares_one(self):
-        assert all(torch.equal(y, self.passes("meta")[0]) for y in self.passes("meta"))
 
     def test_separate_holds_one_for_support_and_one_for_query(self):
         support, again, query, query_again = self.passes("separate")
@@ -358,3 +332,10 @@ def test_a_mask_that_does_not_fit_is_an_error(started_with, arrives):
 def test_reset_mask_refuses_other_ranks():
     with pytest.raises(ValueError, match=r"\[B, C, H, W\]"):
         MetaDropout(0.3).reset_mask((8, 10, 10))
+
+
+def test_layers_of_the_same_site_number_are_told_apart():
+    net = nn.Sequential(MetaDropout(0.5), MetaDropout(0.5))
+    seed_masks(net, 0)
+    first, second = (layer(torch.ones(SHAPE)) for layer in net)
+    assert not torch.equal(first, second)

@@ -332,7 +332,6 @@ class TestCache:
             {"images": np.zeros((1, 1, 8, 8), np.uint8), "names": np.array(1)},
             {"images": np.zeros((1, 1, 8, 8), np.float32), "names": np.array(["a"])},
             {"images": np.full((1, 1), "a"), "names": np.array(["a"])},
-            {"images": np.array([{}], dtype=object), "names": np.array(["a"])},
         ],
     )
     def test_other_arrays_are_not_taken_for_characters(self, tmp_path, content):
@@ -409,21 +408,8 @@ class TestLoadFolder:
         with pytest.raises(ValueError, match="2.png cannot be read"):
             load_folder(tmp_path)
 
-    def test_transparent_paper_is_white(self, tmp_path):
-        see_through = Image.new("RGBA", (20, 20), (0, 0, 0, 0))
-        see_through.putpixel((3, 2), (0, 0, 0, 255))
-        (tmp_path / "one").mkdir()
-        see_through.save(tmp_path / "one" / "1.png")
-        assert load_folder(tmp_path, None).images.sum() == 255
-
 
 class TestGlyphs:
-    def test_a_curve_joins_its_ends_and_moves_with_its_control_points(self):
-        control = np.random.default_rng(0).random((4, 2))
-        curve = omniglot._curve(control)
-        assert np.allclose(curve[[0, -1]], control[[0, 3]])
-        assert np.allclose(omniglot._curve(control + 1), curve + 1)
-
     def test_seeded_and_independent_of_their_number(self):
         few, many = glyphs(2, 3, size=20), glyphs(5, 3, size=20)
         assert torch.equal(few.images, many.images[:2])

@@ -4,6 +4,7 @@ import copy
 import io
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
 
-from metadropout_nb import long_runs
-from metadropout_nb.embedding_network import EmbeddingNetwork
+from metadropout_nb.embedding_network import EmbeddingNetwork, TaskBatchNorm
 from metadropout_nb.maml import MAML
 from metadropout_nb.meta_dropout import ARMS, MetaDropout
 from metadropout_nb.omniglot import glyphs
@@ -382,28 +382,35 @@ def test_export_in_train_mode_is_an_error():
 def test_float_dtypes(kind, dtype):
     tasks, losses = sampler(1).sample(2), []
     for model in (learner(kind), learner(kind).to(dtype)):
+        kept = {p.dtype for p in model.parameters()}
         losses.append(fit(model, sampler(), 2, 2).losses[0])
         assert evaluate(model, tasks).losses.dtype == "float64"
+        assert {p.dtype for p in model.parameters()} == kept
     exact = 1e-4 if dtype == torch.float64 else 0.05
     assert losses[1] == pytest.approx(losses[0], abs=exact)
 
 
 def test_float16_is_evaluated_and_not_trained():
-    model = learner().half()
-    assert 0 <= evaluate(model, sampler().sample(2)).accuracy <= 1
+    model, tasks = learner().half(), sampler().sample(2)
+    exact = evaluate(learner(), tasks).losses
+    assert evaluate(model, tasks).losses == pytest.approx(exact, abs=0.01)
     with pytest.raises(ValueError, match="float16"):
         fit(model, sampler(), 2, 2)
 
 
-@pytest.mark.parametrize("dtype", ["int32", "int8", "uint8", "uint16"])
-@pytest.mark.parametrize("kind", [PrototypicalNetwork, OriginalMetaNetwork, MAML])
-def test_integer_labels(kind, dtype):
+@pytest.mark.parametrize(
+    ("kind", "dtypes"),
+    [(PrototypicalNetwork, ("int32", "int8", "uint8", "uint16")), (MAML, ("uint8",))],
+)
+def test_integer_labels(kind, dtypes):
     tasks, model = sampler().sample(2), learner(kind)
-    support_y, query_y = (
-        y.to(getattr(torch, dtype)) for y in (tasks.support_y, tasks.query_y)
-    )
-    other = TaskBatch(tasks.support, support_y, tasks.query, query_y, tasks.classes)
-    assert evaluate(model, other).loss == evaluate(model, tasks).loss
+    loss = evaluate(model, tasks).loss
+    for dtype in dtypes:
+        support_y, query_y = (
+            y.to(getattr(torch, dtype)) for y in (tasks.support_y, tasks.query_y)
+        )
+        other = TaskBatch(tasks.support, support_y, tasks.query, query_y, tasks.classes)
+        assert evaluate(model, other).loss == loss, dtype
 
 
 def test_labels_that_are_no_whole_numbers():
@@ -413,45 +420,21 @@ def test_labels_that_are_no_whole_numbers():
         evaluate(learner(), TaskBatch(*parts, tasks.classes))
 
 
-def test_a_frozen_layer_with_a_checkpoint(tmp_path):
-    def trained(n_tasks, path):
-        model = learner()
-        model.network.blocks[0].requires_grad_(False)
-        settings = {"meta_batch": 2, "checkpoint_every": 2}
-        return long_runs.fit(model, sampler(), n_tasks, path, **settings), model
-
-    history, model = trained(4, tmp_path / "checkpoint.safetensors")
-    again, other = trained(4, tmp_path / "checkpoint.safetensors")
-    assert again.losses == history.losses and same_state(model, other)
-
-
 @pytest.mark.filterwarnings("ignore:this processor")
 @pytest.mark.parametrize("kind", [PrototypicalNetwork, MAML])
 def test_bfloat16_in_any_chunk(kind):
-    losses = []
+    trained, tested = [], []
     for chunk in (1, 2, 3):
-        model = learner(kind)
-        losses.append(fit(model, sampler(), 3, 3, chunk=chunk, bfloat16=True).losses[0])
-        evaluate(model, sampler().sample(3), chunk=chunk, bfloat16=True)
-    assert losses == pytest.approx([losses[0]] * 3, abs=0.01)
-
-
-def test_one_test_task_and_none():
-    tasks = sampler().sample(2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        found = evaluate(learner(), tasks[:1])
-        assert "nan" not in repr(found) + found._repr_markdown_()
-        found.plot()
-    with pytest.raises(ValueError, match="at least one test task"):
-        evaluate(learner(), tasks[:0])
-    with pytest.raises(ValueError, match=r"batch\[:1\]"):
-        evaluate(learner(), tasks[0])
+        model, how = learner(kind), {"chunk": chunk, "bfloat16": True}
+        trained.append(fit(model, sampler(), 3, 3, **how).losses[0])
+        tested.append(evaluate(model, sampler().sample(3), **how).losses)
+    assert trained == pytest.approx([trained[0]] * 3, abs=0.01)
+    assert np.allclose(tested, tested[0], atol=0.05)
 
 
 def test_a_network_without_weights():
     model = PrototypicalNetwork(3, 400, network=nn.Flatten())
-    assert evaluate(model, sampler().sample(2)).accuracy > 0.3
+    assert evaluate(model, sampler().sample(2)).accuracy > 0.6
 
 
 # Data in other loops
@@ -492,3 +475,48 @@ def test_a_dataset_leaves_the_sampler_where_it_is():
             dataset[wrong]
     with pytest.raises(ValueError, match="at least 1"):
         TaskDataset(tasks, 0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_statistics_step_where_the_norms_weights_show_no_update(frozen):
+    conv, norm = nn.Conv2d(1, 2, 3), TaskBatchNorm(2).requires_grad_(not frozen)
+    weights = [*conv.parameters(), *([] if frozen else norm.parameters())]
+    optimizer = torch.optim.Adam(weights, fused=True)
+    for _ in range(3):
+        norm(conv(IMAGES)).square().sum().backward()
+        optimizer.step()
+    assert norm.eval().num_batches_tracked == 3
+
+
+@pytest.mark.parametrize("layer", [MetaDropout(0.5), TaskBatchNorm(2)])
+def test_data_parallel_is_refused(layer):
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        layer._replicate_for_data_parallel()
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (5, 1, 4, 4), (5, 3)])
+def test_a_norm_refuses_what_it_has_no_statistics_of(shape, training):
+    with pytest.raises(ValueError, match=r"expected images \[B, 3, H, W\]"):
+        TaskBatchNorm(3).train(training)(torch.rand(shape))
+
+
+def test_a_norm_of_another_kind_takes_task_after_task():
+    block = network().blocks[1]
+    block.norm = nn.GroupNorm(8, 64)
+    x = torch.rand(3, 2, 64, 8, 8)
+    torch.testing.assert_close(block.normalised(x)[1], block.normalised(x[1]))
+
+
+@pytest.mark.parametrize("end", [nn.Identity(), nn.Sequential(nn.Linear(64, 5))])
+def test_layers_that_were_replaced_or_wrapped(end):
+    model = learner(embedding_dim=64 if isinstance(end, nn.Identity) else 5)
+    model.network.linear = end
+    block = model.network.blocks[1]
+    block.conv = nn.Sequential(block.conv)
+    fit(model, sampler(), 2)
+
+
+def test_inside_vmap_it_is_refused_as_any_dropout_is():
+    with pytest.raises(RuntimeError, match="random operation"):
+        torch.func.vmap(MetaDropout(0.5, "standard"))(torch.ones(4, 6, 2, 3, 3))

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import broken_off
 from PIL import Image
-from test_cli import TINY, run  # noqa: F401  (a fixture)
+from test_cli import TINY
 
-from metadropout_nb import long_runs, runs
+from metadropout_nb import runs
 from metadropout_nb.omniglot import load_folder, load_folders, resize
 from metadropout_nb.runs import (
     Run,
@@ -168,7 +169,7 @@ class TestSplit:
         assert frozen_tasks(Run(**own, test_tasks=2)).query.shape[1] == 10
 
 
-def test_from_the_folder_to_a_verdict_and_a_learner(run, photos, tmp_path):  # noqa: F811
+def test_from_the_folder_to_a_verdict_and_a_learner(run, photos, tmp_path):
     words = [*TINY, "--seeds", 1, "--arm", "none", "--arm", "meta"]
     first = run("compare", "--data", photos, *words)
     assert first.exit_code == 0, first.output
@@ -218,22 +219,10 @@ def test_from_the_folder_to_a_verdict_and_a_learner(run, photos, tmp_path):  # n
     assert evaluation == json.loads((tmp_path / "mine/evaluation.json").read_text())
 
 
-def test_a_broken_training_never_goes_on_with_other_pictures(
-    run,  # noqa: F811
-    photos,
-    tmp_path,
-    monkeypatch,
-):
+def test_a_broken_training_never_goes_on_with_other_pictures(run, photos):
     words = ["train", "--data", photos, "--size", 16, "--tasks", 32, "--threads", 1]
-    save = long_runs.save_checkpoint
-
-    def save_and_break(*arguments):
-        save(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(long_runs, "save_checkpoint", save_and_break)
-    assert run(*words, "--out", "made").exit_code == 130
-    monkeypatch.setattr(long_runs, "save_checkpoint", save)
+    with broken_off():
+        assert run(*words, "--out", "made").exit_code == 130
     picture(photos / "class 00" / "0.png", 99)
     for out in ("made", "whole"):
         assert run(*words, "--out", out).exit_code == 0
@@ -241,7 +230,7 @@ def test_a_broken_training_never_goes_on_with_other_pictures(
     assert all(torch.equal(made[name], whole[name]) for name in whole)
 
 
-def test_one_folder_to_train_and_one_to_test(run, photos, tmp_path):  # noqa: F811
+def test_one_folder_to_train_and_one_to_test(run, photos, tmp_path):
     for c in range(6):
         target = tmp_path / "new" / f"class {c:02}"
         shutil.copytree(photos / target.name, target)
@@ -253,7 +242,7 @@ def test_one_folder_to_train_and_one_to_test(run, photos, tmp_path):  # noqa: F8
 
 
 def test_a_tilde_is_the_home_folder_in_options_too(
-    run,  # noqa: F811
+    run,
     photos,
     tmp_path,
     monkeypatch,
@@ -309,7 +298,7 @@ def a_text(root: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["compare", "train"])
-def test_what_does_not_suffice_says_what_to_do(run, tmp_path, make, told, verb):  # noqa: F811
+def test_what_does_not_suffice_says_what_to_do(run, tmp_path, make, told, verb):
     make(tmp_path / "photos")
     result = run(verb, "--data", "photos", "--out", "made")
     assert result.exit_code == 1, result.output
@@ -318,17 +307,19 @@ def test_what_does_not_suffice_says_what_to_do(run, tmp_path, make, told, verb):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("verb", "words"),
     [
-        ["--data", "nowhere"],
-        ["--data", ""],
-        ["--train-data", "photos"],
-        ["--train-data", "photos", "--test-data", ""],
-        ["--data", "photos", "--train-data", "photos", "--test-data", "photos"],
+        *((verb, ["--data", "nowhere"]) for verb in ("compare", "train", "evaluate")),
+        ("compare", ["--data", ""]),
+        ("compare", ["--train-data", "photos"]),
+        ("compare", ["--train-data", "photos", "--test-data", ""]),
+        (
+            "compare",
+            ["--data", "photos", "--train-data", "photos", "--test-data", "photos"],
+        ),
     ],
 )
-@pytest.mark.parametrize("verb", ["compare", "train", "evaluate"])
-def test_what_cannot_be_meant_is_a_usage_error(run, photos, words, verb):  # noqa: F811
+def test_what_cannot_be_meant_is_a_usage_error(run, photos, words, verb):
     more = {"train": ["--out", "made"], "evaluate": ["made"]}.get(verb, [])
     assert run(verb, *more, *words).exit_code == 2
 
@@ -372,11 +363,11 @@ def arguments(rng: random.Random) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_any_arguments_end_in_results_or_a_sentence(
-    run,  # noqa: F811
+    run,
     photos,
     tmp_path,
     monkeypatch,
-    numbers=range(200),
+    numbers=range(60),
 ):
     for name in ("HOME", "METADROPOUT_DATA", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
@@ -403,3 +394,12 @@ def test_any_arguments_end_in_results_or_a_sentence(
             if path.suffix == ".json":
                 json.loads(path.read_text())
     assert {0, 1, 2} <= set(codes)
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_results_among_the_pictures_are_refused(run, photos, command):
+    told = run(command, "--data", photos, "--out", photos / "made", *TINY[:4])
+    assert told.exit_code == 2 and "would become a class" in told.output.replace(
+        "\n", ""
+    )
+    assert not (photos / "made").exists()

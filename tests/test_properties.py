@@ -1,5 +1,6 @@
 """What must hold for every mask, task, folder and interval, tried on many."""
 
+import math
 import struct
 import tempfile
 import zipfile
@@ -21,10 +22,8 @@ from scipy import stats
 from metadropout_nb import omniglot
 from metadropout_nb.comparison import (
     Interval,
-    VarianceComponents,
     crossed_interval,
     mean_squares,
-    simulate_matrices,
     t_interval,
     verdict,
 )
@@ -136,7 +135,7 @@ def test_a_batch_has_the_masks_of_its_tasks_one_at_a_time(layer, shape, batch, t
         layer.reset_mask(shape, task=first)
         return layer(x), layer(x[..., :1, :, :, :], query=True)
 
-    x = torch.rand(batch, *shape)
+    x = torch.linspace(0.1, 1, batch * math.prod(shape)).reshape(batch, *shape)
     whole = run(layer, x, task, x.shape)
     for i in range(batch):
         alone = run(layer, x[i], task + i, shape)
@@ -460,36 +459,6 @@ def test_a_zip_gives_what_its_folder_gives(tree):
 
 
 # --- statistics ---
-
-
-def about_95_percent(
-    interval_low, interval_high, truth: float, off: float = 0.0
-) -> bool:
-    "Whether the truth is covered 19 times in 20, up to 4 standard errors (and `off`)."
-    share = np.mean((interval_low <= truth) & (truth <= interval_high))
-    return abs(share - 0.95) < off + 4 * np.sqrt(0.05 * 0.95 / len(interval_low))
-
-
-@pytest.mark.parametrize("n", [2, 3, 10, 30])
-def test_the_t_interval_covers_nineteen_times_in_twenty(n):
-    values = np.random.default_rng(n).normal(0.013, 0.02, (800, n))
-    assert about_95_percent(*np.array([t_interval(one) for one in values]).T, 0.013)
-
-
-sds = st.floats(0.001, 0.1)
-
-
-@settings(max_examples=25)
-@given(st.integers(5, 30), st.integers(20, 150), sds, sds, sds)
-def test_the_crossed_interval_covers_whatever_varies(
-    seeds, tasks, of_seeds, of_tasks, rest
-):
-    "An approximation, so one point off is allowed."
-    components = VarianceComponents(of_seeds**2, of_tasks**2, rest**2)
-    simulated = simulate_matrices(
-        800, seeds, tasks, components, effect=0.013, seed=seeds
-    )
-    assert about_95_percent(*crossed_interval(simulated), 0.013, off=0.01)
 
 
 @st.composite

@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import pytest
@@ -47,6 +45,22 @@ def test_arms_of_a_seed_share_weights_and_tasks():
     (w0, t0), (w1, t1), (w2, t2) = start("none", 0), start("meta", 0), start("meta", 1)
     assert torch.equal(w0, w1) and not torch.equal(w0, w2)
     assert torch.equal(t0.query, t1.query) and torch.equal(t0.query, t2.query)
+
+
+def test_arms_of_a_seed_train_on_the_same_tasks(monkeypatch):
+    drawn, sample = [], TaskSampler.sample
+
+    def noting(sampler, n_tasks=1):
+        drawn.append(sample(sampler, n_tasks))
+        return drawn[-1]
+
+    monkeypatch.setattr(TaskSampler, "sample", noting)
+    found = []
+    for arm in ARMS:
+        drawn.clear()
+        train_learner(Run("proto", arm, 3, **TINY))
+        found.append(torch.cat([batch.query for batch in drawn]))
+    assert all(torch.equal(queries, found[0]) for queries in found)
 
 
 def test_arms_of_a_seed_train_on_the_same_few_characters():
@@ -157,26 +171,6 @@ def test_a_sweep_writes_one_file_per_run_and_does_not_repeat_it(tmp_path, monkey
     ]
 
 
-def test_a_killed_sweep_leaves_no_half_file_and_goes_on(tmp_path):
-    code = f"""
-import os
-from pathlib import Path
-from metadropout_nb.runs import Run, sweep
-real = Path.write_text
-def write(self, text, encoding=None):
-    if '"arm": "meta"' in text:
-        real(self, text[:8]); os._exit(9)
-    return real(self, text, encoding)
-Path.write_text = write
-sweep([Run(arm=arm, **{TINY!r}) for arm in ("none", "meta")], {str(tmp_path)!r})
-"""
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
-    (finished,) = tmp_path.glob("*.json")
-    stamp = finished.stat().st_mtime_ns
-    results = sweep([Run(arm=arm, **TINY) for arm in ("none", "meta")], tmp_path)
-    assert len(results) == 2 and finished.stat().st_mtime_ns == stamp
-
-
 def test_a_damaged_result_is_named_and_run_again(tmp_path):
     run = Run(**TINY)
     (good,) = sweep([run], tmp_path)
@@ -254,18 +248,29 @@ def test_no_results(tmp_path):
         load_results(tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{"k_shot": 19}, {"n_way": 120}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"k_shot": 19},
+        {"n_way": 120},
+        {"train_way": 2, "train_classes": 3},
+        {"test_tasks": 10**9},
+    ],
+)
 def test_what_cannot_be_tested_is_found_out_before_the_training(settings, monkeypatch):
     monkeypatch.setattr(
         module, "train_learner", lambda *_: pytest.fail("it was trained")
     )
-    with pytest.raises(ValueError, match="drawings|characters|classes"):
+    with pytest.raises(ValueError, match="drawings|characters|classes|memory"):
         execute(Run("proto", **TINY | settings))
 
 
 @pytest.mark.parametrize(
     "accuracies",
-    [[50, 60, 70], [0.5, -0.1, 0.5], [True, False, True], [0.5, float("nan"), 0.5]],
+    [
+        *([50, 60, 70], [True, False, True]),
+        *([0.5, value, 0.5] for value in (-0.1, float("nan"), None, "1", [0.5])),
+    ],
 )
 def test_accuracies_are_fractions(tmp_path, accuracies):
     path = tmp_path / "result.json"

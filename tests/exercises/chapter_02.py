@@ -57,7 +57,7 @@ def any_alphabet(names, n_way, rng):
 
 
 def too_few(names, n_way, rng):
-    "Alphabets with too few characters are not left out."
+    "Alphabets with too few characters are not left out: `choice` raises."
     return rng.choice(
         members_of(names)[rng.integers(3)], n_way, replace=False, shuffle=True
     )

@@ -68,7 +68,7 @@ def by_reshaping(self, support, support_y, query):
 
 
 def one_task_only(self, support, support_y, query):
-    "Swaps the first two dimensions: right for one task, wrong for a batch."
+    "Swaps the first two dimensions: right for one task, a batch raises."
     prototypes = class_means(support, support_y, self.num_classes)
     prototypes = F.normalize(prototypes, dim=-1).transpose(0, 1)
     return 10 * F.normalize(query, dim=-1) @ prototypes

@@ -54,7 +54,7 @@ def offsets(path):
 
 
 def big_endian(path):
-    "Reads the length in the wrong order."
+    "Reads the length in the wrong order: what follows raises."
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "big")
     header = json.loads(data[8 : 8 + length])
@@ -62,7 +62,7 @@ def big_endian(path):
 
 
 def from_the_start(path):
-    "Forgets that the first 8 bytes are the length."
+    "Forgets that the first 8 bytes are the length: it raises."
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[:length])
@@ -75,7 +75,7 @@ def untrained(learner, made, n_way):
 
 
 def five_ways(learner, made, n_way):
-    "Always the same five ways."
+    "Always the same five ways: a task of two raises."
     return learner.eval()
 
 
