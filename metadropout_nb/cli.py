@@ -352,7 +352,8 @@ def compare(
         if len(figures) == 1
         else f"{len(figures)} figures ({figures[0]}, ...) are"
     )
-    told = f"{len(results)} result file{'s' * (len(results) > 1)} read; the {told} in {folder}/"
+    files = f"{len(results)} result file{'s' * (len(results) > 1)}"
+    told = f"{files} read; the {told} in {folder}/"
     console.print(told, soft_wrap=True)
     if not everything:
         _tell_what_next(folder, seeds, own, data)

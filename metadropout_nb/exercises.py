@@ -1010,7 +1010,8 @@ def _comparable_runs(answer: Callable[..., Any]) -> str:
         shared = len(seeds[arm] & seeds["none"])
         require(
             shared >= LEAST_SEEDS,
-            f"{arm}: {shared} seeds shared with 'none', at least {LEAST_SEEDS} are needed",
+            f"{arm}: {shared} seeds shared with 'none', "
+            f"at least {LEAST_SEEDS} are needed",
         )
     return "these can be compared: now `sweep(exercise_5(), 'runs')`"
 

@@ -347,14 +347,14 @@ def mask_explorer(
     tasks: TaskBatch,  # up to three, with two queries per class or more
     fallback: Figure,  # shown where scripts are switched off
 ) -> Page:
-    """A page to choose arm, rate, block and task, and see what is masked, as an element.
+    """A page to choose arm, rate, block and task, and see what is masked.
 
     Raises `ValueError` for a network in train mode and tasks of other sizes."""
     n, queries = len(tasks), tasks.query.shape[1] // tasks.classes.shape[1]
     if network.training or n > 3 or queries < 2:
         raise ValueError(
-            "expected a network in eval mode and up to three tasks with two queries per "
-            f"class, got {n} tasks with {queries}"
+            "expected a network in eval mode and up to three tasks with two queries "
+            f"per class, got {n} tasks with {queries}"
         )
     return Page(
         title="Masks and feature maps",

@@ -299,8 +299,9 @@ def fit(
     """`training.fit` for trainings that take long.
 
     Under `torchrun` the processes share out each meta-batch. Ctrl-C finishes the update
-    and writes the checkpoint. Raises what `training.fit` raises, `ValueError` for a checkpoint
-    of a training with other settings, and `FileNotFoundError` where its folder is not."""
+    and writes the checkpoint. Raises what `training.fit` raises, `ValueError` for a
+    checkpoint of a training with other settings, and `FileNotFoundError` where its
+    folder is not."""
     if checkpoint_every < 1:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
     path = None if checkpoint is None else Path(checkpoint).expanduser()

@@ -369,9 +369,9 @@ def train_learner(
 ) -> tuple[Learner, History]:
     """The learner of a run, trained, and how that went.
 
-    Sets torch's threads and its global seed, and keeps freed memory. Raises `ValueError`
-    where the characters do not suffice for the tasks, or for a checkpoint that is not of
-    this training, `FloatingPointError` where the loss diverges."""
+    Sets torch's threads and its global seed, and keeps freed memory. Raises
+    `ValueError` where the characters do not suffice for the tasks, or for a checkpoint
+    that is not of this training, `FloatingPointError` where the loss diverges."""
     exact_float32()
     torch.set_num_threads(run.threads)
     keep_memory()

@@ -323,7 +323,9 @@ def check_test(tasks: TaskBatch, chunk: int) -> None:
         )
 
 # %% ../nbs/a4_long_runs.ipynb #34cc111e
-def check_paired(evaluations: "Sequence[Evaluation]") -> None:
+def check_paired(
+    evaluations: Sequence[Any],  # `Evaluation`s
+) -> None:
     "Raises `ValueError` unless all accuracies are finite, and of equally many tasks."
     counts = {len(e.accuracies) for e in evaluations}
     if len(counts) > 1 or not all(np.isfinite(e.accuracies).all() for e in evaluations):
