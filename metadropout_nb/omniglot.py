@@ -505,8 +505,10 @@ def load_folders(
     color: bool = False,  # images `[3, H, W]` instead of gray ones
     at_least: int = 1,  # classes to train on, and to test on
 ) -> tuple[Characters, Characters]:  # to train on, to test on: no class in both
-    """Pictures of your own to train and to test on. Without `test`, three tenths of the
-    classes are for the test, at random, but always the same.
+    """Pictures of your own to train and to test on.
+
+    Without `test`, three tenths of the classes are for the test, at random, but always
+    the same.
 
     Raises what `load_folder` raises; `ValueError` where a class would be in both, or
     too few in one of them."""

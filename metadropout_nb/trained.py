@@ -143,8 +143,9 @@ def papers_tasks(
     n_way: int = 5,
     size: int = 28,  # pixels a side
 ) -> TaskBatch:
-    """The papers' test: 1,000 tasks of their 423 characters and rotations, 15 queries
-    per class. Raises what `load_omniglot` raises."""
+    """The papers' test: 1,000 tasks of their 423 characters and rotations.
+
+    15 queries per class. Raises what `load_omniglot` raises."""
     test = load_papers_split(size)[1]
     return TaskSampler(test, n_way, 1, 15, seed=TEST_SEED).sample(1000)
 

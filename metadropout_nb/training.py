@@ -294,8 +294,9 @@ def check_fit(
     clip: float,
     schedule: str,
 ) -> None:
-    """Raises `ValueError` for numbers that make no sense, an unknown schedule, and
-    weights in float16."""
+    """Raises `ValueError` for what `fit` cannot work with.
+
+    Numbers that make no sense, an unknown schedule, and weights in float16."""
     if min(n_tasks, meta_batch, chunk) < 1 or not lr > 0 or not clip > 0:
         raise ValueError(
             "n_tasks, meta_batch and chunk must be at least 1, lr and clip positive, "

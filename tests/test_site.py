@@ -326,9 +326,11 @@ def test_nbdev_prepares_the_page(path, monkeypatch):
     monkeypatch.chdir(NBS)
     notebook = read_nb(path)
     FilterDefaults()(notebook)
-    told = "".join(cell.source for cell in notebook.cells)
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    told = "".join("".join(o.get("data", {}).get("text/markdown", "")) for o in outputs)
     for of_python in ("Call self as a function", "Create a collection of name/value"):
         assert of_python not in told
+    assert not re.findall(r"^\*[^*].*\*\n\S.*", told, re.M), "a summary of two lines"
 
 
 def too_early(notebook) -> list[str]:
