@@ -123,7 +123,7 @@ def _even_line(answer: Callable[..., Any]) -> str:
 
 # %% ../nbs/exercises.ipynb #0b0a9313
 def pixel_distance(drawing: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    "Squared distances of a drawing `[H, W]` to each of `[N, H, W]`, in pixels of 0 to 1."
+    "Squared distances of a drawing `[H, W]` to each of `[N, H, W]`, ink at most 1."
     return ((drawing.float() - candidates.float()) / 255).square().sum((-2, -1))
 
 # %% ../nbs/exercises.ipynb #394126db
