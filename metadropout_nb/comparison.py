@@ -430,7 +430,7 @@ def rank_learners(
 # %% ../nbs/a8_comparison.ipynb #d44b5a12
 @dataclass(frozen=True)
 class Claim:
-    """What the origin reports for one learner, from one run per arm.
+    """What the write-up reports for one learner, from one run per arm.
 
     Accuracy and standard deviation over tasks, in percent. The changes are fractions.
     Their 95 % intervals know the luck of `N_CLAIMED` test tasks and no other, and take
@@ -465,7 +465,7 @@ class Claim:
         return Interval(*((1 + self.spread) / luck - 1).tolist())
 
 # %% ../nbs/a8_comparison.ipynb #4d4e167a
-N_CLAIMED = 200  # test tasks of the origin's runs
+N_CLAIMED = 200  # test tasks of the write-up's runs
 CLAIMS = {
     "eb": Claim((75.8, 10.4), (77.3, 11.9)),
     "original": Claim((84.15, 10.27), (86.31, 9.07)),
@@ -540,7 +540,7 @@ class Comparison:
 
     @property
     def claims(self) -> dict[str, Claim]:
-        """By learner: those of the origin, if they are about these data, ways, shots
+        """By learner: those of the write-up, if they are about these data, ways, shots
         and training tasks."""
         of_main, of_ours = dict(MAIN.settings), dict(self.protocol.settings)
         return (
@@ -1120,8 +1120,8 @@ def _answer(
     low, high = difference.prediction_interval
     return (
         f"{head} Over {n} pairs of runs Meta Dropout changes accuracy by "
-        f"{_points(difference)}, from {without:.1%}. The origin claims, from one pair "
-        f"at 105x105, {told}. Repeat one pair of ours, and 95 % of the time its "
+        f"{_points(difference)}, from {without:.1%}. The write-up claims, from one "
+        f"pair at 105x105, {told}. Repeat one pair of ours, and 95 % of the time its "
         f"difference falls between {100 * low:+.1f} and {100 * high:+.1f}."
     )
 

@@ -15,7 +15,7 @@ from .training import Learner, class_means
 
 # %% ../nbs/06_eb_meta_network.ipynb #e731020c
 class MetaLearner(nn.Module):
-    "Fast weights of classes, and a learned similarity to them (the origin's form)."
+    "Fast weights of classes, and a learned similarity to them (the write-up's form)."
 
     def __init__(
         self,

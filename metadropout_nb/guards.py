@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_name', 'is_exported', 'as_images', 'count_tasks', 'check_begun', 'check_mask', 'check_settings', 'check_images',
-           'in_backward', 'no_replicas', 'Guarded', 'shared']
+           'in_backward', 'check_vmap', 'no_replicas', 'Guarded', 'shared']
 
 # %% ../nbs/a3_any_network.ipynb #5dd5cdeb
 import warnings
@@ -125,6 +125,18 @@ def check_images(
 def in_backward() -> bool:
     "Whether a backward pass runs: then a forward pass is `checkpoint`'s second one."
     return torch._C._current_graph_task_id() >= 0
+
+
+def check_vmap() -> None:
+    "`RuntimeError` inside a `vmap` in which each sample would want other draws."
+    try:
+        torch.rand(0, device="cpu").sum().item()
+    except RuntimeError as error:
+        raise RuntimeError(
+            "inside vmap all samples would get one mask: call vmap with "
+            'randomness="same" where that is meant, else leave it out and give '
+            "T tasks as [T, B, C, H, W]"
+        ) from error
 
 # %% ../nbs/a3_any_network.ipynb #bb73647d
 def no_replicas(layer: nn.Module) -> Any:

@@ -106,7 +106,7 @@ class MetaDropout(guards.Guarded):
     ) -> torch.Tensor:  # `[1, C, H, W]` or `[T, 1, C, H, W]`; "standard": B, not 1
         "The current tasks' masks: functions of (mask seed, task, site, set, pass)."
         guards.check_begun(self.tasks, shape)
-        torch.rand(0)  # in `vmap` an error, as in every dropout
+        guards.check_vmap()
         samples = shape[-4] if self.dropout == "standard" else 1
         sides = (1, 1) if self.whole_channels else shape[-2:]
         one = (samples, shape[-3], *sides)

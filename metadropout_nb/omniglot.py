@@ -319,17 +319,25 @@ def _some(names: list[str]) -> str:
     return ", ".join(map(_plain, names[:5])) + more
 
 # %% ../nbs/a1_loading.ipynb #1327dbca
+_DEEP = ("PNG", "TIFF", "JPEG2000", "IM")  # where 65535 is white, and others have signs
+
+
 def _pixels(image: Any, color: bool) -> np.ndarray:
     "Bytes `[H, W]` or, in color, `[3, H, W]`, ink high, of a picture with light paper."
-    deep = image.mode.startswith("I;16")
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    if 2 in tags.get(339, ()):
+        raise OSError("pixels with a sign: which number is white?")
+    deep = image.mode.startswith("I;16") and image.format in _DEEP
     if deep or (image.mode == "I" and image.format in ("PNG", "PPM")):  # 16 bits, too
         values = np.asarray(image)
-        if deep and getattr(image, "tag_v2", {}).get(262) == 0:  # a TIFF: 0 is white
+        if tags.get(258) == (12,):
+            values = values * 16
+        if tags.get(262) == 0:  # 0 is white
             values = 65535 - values
         gray = (values >> 8).astype(np.uint8)
         gray[values == image.info.get("transparency", -1)] = 255
         image = Image.fromarray(gray)
-    elif image.mode in ("I", "F"):
+    elif image.mode[0] in "IF":
         raise OSError(f"pixels of mode {image.mode}: which number is white?")
     elif image.mode == "LAB":  # which Pillow converts by color profiles only
         profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")

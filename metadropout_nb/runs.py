@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import InitVar, asdict, dataclass, fields, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -524,14 +524,24 @@ def sweep(
     here = isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend)
     if here:  # and not on a cluster
         jobs = min(effective_n_jobs(jobs), max(len(todo), 1))
-    with _processes(jobs if here and jobs > 1 else 0) as execute_and_write:
-        work = (
-            delayed(execute_and_write)(run, paths[run], progress and jobs == 1, device)
-            for run in todo
-        )
-        pool = Parallel(jobs, prefer="threads", return_as="generator_unordered")
-        bar = {"total": len(todo), "unit": "run", "leave": False}
-        errors = dict(tqdm(pool(work), disable=not (progress and sys.stderr), **bar))
+    try:
+        with _processes(jobs if here and jobs > 1 else 0) as execute_and_write:
+            bars = progress and jobs == 1
+            work = (
+                delayed(execute_and_write)(run, paths[run], bars, device)
+                for run in todo
+            )
+            pool = Parallel(jobs, prefer="threads", return_as="generator_unordered")
+            bar = {"total": len(todo), "unit": "run", "leave": False}
+            hidden = not (progress and sys.stderr)
+            errors = dict(tqdm(pool(work), disable=hidden, **bar))
+    except KeyboardInterrupt:
+        for lock in (path.with_suffix(".lock") for path in paths.values()):
+            with suppress(Timeout):  # of another sweep
+                if lock.exists():  # of a process that ends just now
+                    with _held(lock, 5):
+                        pass
+        raise
     for run in todo:
         if not errors[run] and _problem(run, paths[run]):  # another sweep was at it
             errors |= [_execute_and_write(run, paths[run], progress, device, wait=True)]
@@ -560,24 +570,32 @@ def _set_aside(path: Path, problem: str) -> None:
     warnings.warn(f"{problem} (now kept as {kept.name})", stacklevel=2)
 
 # %% ../nbs/a5_runs.ipynb #918f3205
+@contextmanager
+def _held(lock: Path, seconds: float) -> Iterator[None]:
+    "Hold a lock, and leave no file of it. `Timeout` where another has it for so long."
+    with FileLock(lock, timeout=seconds):
+        try:
+            yield
+        finally:
+            if os.name == "posix":  # elsewhere an open file cannot be removed
+                lock.unlink(missing_ok=True)
+
+
 def _execute_and_write(
     run: Run, path: Path, progress: bool, device: str, wait: bool = False
 ) -> tuple[Run, str]:
     """Unless it is finished, or another sweep is at it and we are not to wait for that.
 
     Returns the run, and its error if any."""
-    lock = path.with_name(f"{run.name}.lock")
-    checkpoint = path.with_name(f"{run.name}.checkpoint")
+    checkpoint = path.with_suffix(".checkpoint")
     try:
-        with FileLock(lock, timeout=-1 if wait else 0):
+        with _held(path.with_suffix(".lock"), -1 if wait else 0):
             problem = _problem(run, path)
             if problem and os.path.lexists(path):
                 _set_aside(path, problem)
             if problem:
                 write_json(path, execute(run, progress, checkpoint, device))
             checkpoint.unlink(missing_ok=True)
-            if os.name == "posix":  # elsewhere an open file cannot be removed
-                lock.unlink(missing_ok=True)  # who waits finds the run finished
     except Timeout:
         pass
     except Exception as error:  # the others go on; at the end `sweep` names this one
@@ -604,13 +622,17 @@ def _processes(
         try:
             work = process.submit(_execute_and_write, run, path, False, device)
             return work.result()
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             process.shutdown()
             process = started()
+            found = re.search(r"\{(.*)\}", str(error))
+            code = found[1] if found else "no exit code"
+            why = "killed, perhaps for want of memory (then use fewer jobs)"
+            if code.startswith("EXIT"):
+                why = "by an error that stands above, of an import perhaps"
             return run, (
-                "its process ended without an answer: killed, perhaps for want of "
-                "memory (then use fewer jobs), or by an error that stands above; the "
-                "same call goes on where it was"
+                f"its process ended without an answer ({code}): {why}; the same call "
+                "goes on where it was"
             )
         except KeyboardInterrupt as stopped:  # sent to that process alone
             return run, str(stopped)

@@ -547,7 +547,7 @@ def test_answers_agree_with_the_tables():
     )
     assert f"from {without:.1%}" in told["original"]
     assert (
-        "The origin claims, from one pair at 105x105, +2.16 points." in told["original"]
+        "The write-up claims, from one pair at 105x105, +2.16 points." in told["original"]
     )
     assert told["original"].endswith("Against ordinary dropout it was not run.")
     t, sd = stats.t.ppf(0.975, 4), difference.by_seed.std(ddof=1)
