@@ -82,7 +82,7 @@ from metadropout_nb.embedding_network import TaskBatchNorm
 from metadropout_nb.intervals import t_interval
 from metadropout_nb.long_runs import LongRun, interrupt_held
 from metadropout_nb.maml import MAML, Parameters
-from metadropout_nb.omniglot import Characters, load_lake_runs, rotate
+from metadropout_nb.omniglot import Characters, rotate
 from metadropout_nb.runs import (
     LEARNERS,
     TEST_SEED,
@@ -91,6 +91,7 @@ from metadropout_nb.runs import (
     exact_float32,
     load_split,
     processor,
+    with_ways,
     write_json,
 )
 from metadropout_nb.tasks import TaskBatch, TaskSampler
@@ -98,12 +99,11 @@ from metadropout_nb.trained import (
     DeepNetwork,
     NineLooks,
     best_build,
+    load_lake_runs,
     load_papers_split,
-    papers_tasks,
     pretrained,
     save_learner,
     validation_runs,
-    with_ways,
 )
 from metadropout_nb.training import Learner, PrototypicalNetwork, evaluate, keep_memory
 
@@ -255,14 +255,10 @@ class StepNorm(nn.Module):
         return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
 
     @torch.no_grad()
-    def gather(self, step: int, mean: Tensor, var: Tensor, rate: float = 0.02) -> None:
+    def gather(self, step: int, mean: Tensor, var: Tensor) -> None:
         "Moves a step's statistics towards those of tasks, each `[T, filters]`."
-        self.mean[step].lerp_(mean.mean(0).to(self.mean), rate)
-        self.var[step].lerp_(var.mean(0).to(self.var), rate)
-
-
-def convolution(i: int, o: int, norm: nn.Module, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), norm, nn.ReLU())
+        self.mean[step].lerp_(mean.mean(0).to(self.mean), 0.02)
+        self.var[step].lerp_(var.mean(0).to(self.var), 0.02)
 
 
 def norm_of(trial: Trial, filters: int) -> nn.Module:
@@ -281,8 +277,8 @@ def network_of(trial: Trial) -> tuple[nn.Module, int]:
     channels, side = 1, trial.size
     for block, filters in enumerate(trial.widths):
         stride = trial.stride if block == 0 else 1
-        norm = norm_of(trial, filters)
-        layers += [*convolution(channels, filters, norm, stride), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(channels, filters, 3, stride, 1), norm_of(trial, filters)]
+        layers += [nn.ReLU(), nn.MaxPool2d(2)]
         side, channels = -(-side // stride) // 2, filters
     network = nn.Sequential(*layers, nn.Flatten())
     return network.to(memory_format=torch.channels_last), channels * side**2
@@ -643,7 +639,8 @@ def tested(trial: Trial, look: str) -> None:
         write_json(path, made)
     for ways in (5, 20) if learner == "proto" else ():
         if (name := f"papers {ways}-way") not in found:
-            tasks = papers_tasks(ways, trial.size)
+            test = load_papers_split(trial.size)[1]
+            tasks = TaskSampler(test, ways, 1, 15, seed=TEST_SEED).sample(1000)
             found[name] = errors(final(trial, look, "papers"), tasks)
             write_json(path, made)
 

@@ -6,14 +6,53 @@
 __all__ = ['CHECKERS', 'NotYet', 'checker', 'check', 'require', 'as_tensor', 'pixel_distance', 'accuracy_of', 'disc', 'by_pixels']
 
 # %% ../nbs/exercises.ipynb #056cabe9
+import copy
+import hashlib
+import json
+import pickle
+import reprlib
+import tempfile
 from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from IPython.display import display
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from scipy import stats
 
+from .comparison import FEW, MAIN, Protocol, arm_label
+from .eb_meta_network import MetaLearner as SimilarityHead
+from .embedding_network import STATISTICS, ConvBlock, EmbeddingNetwork
 from .guards import check_name
+from metadropout_nb.intervals import (
+    LEAST_SEEDS,
+    VarianceComponents,
+    simulate_matrices,
+)
+from .maml import MAML
+from .meta_dropout import ARMS, MetaDropout
+from .omniglot import Characters, _curve, glyphs
+from .original_meta_network import OriginalMetaNetwork
+from .runs import LEARNERS, Run, build_learner
+from metadropout_nb.style import (
+    BLUE,
+    DIVERGING,
+    GRAY,
+    GREEN,
+    ORANGE,
+    SEQUENTIAL,
+    SKY,
+    show_images,
+    start_figure,
+)
+from .tasks import TaskBatch, TaskSampler
+from .trained import pretrained, save_learner
+from .training import Evaluation, PrototypicalNetwork, evaluate
 
 # %% ../nbs/exercises.ipynb #be061c64
 class NotYet(Exception):
@@ -45,13 +84,27 @@ def check(
 
     Raises `ValueError` for an exercise that is not there."""
     ask = CHECKERS[check_name("exercise", name, CHECKERS)]
+    returned: list[Any] = []
+
+    @wraps(answer, updated=())
+    def tried(*arguments: Any, **words: Any) -> Any:
+        returned.clear()
+        returned.append(answer(*arguments, **words))
+        return returned[0]
+
     try:
-        print(f"right: {ask(answer)}")
+        require(callable(answer), "give your function itself, as in check(name, f)")
+        print(f"right: {ask(tried)}")
         return True
     except NotYet as missing:
         print(f"not yet: {missing}")
-    except Exception as error:  # whatever the answer stumbled over
-        print(f"not yet: your function raises {type(error).__name__}: {error}")
+    except Exception as error:  # whatever the answer or its checker stumbled over
+        told = f"{type(error).__name__}: {error}"
+        if returned:
+            told = (
+                f"{reprlib.repr(returned[0])}, which is not what is asked for ({told})"
+            )
+        print(f"not yet: your function {'returns' if returned else 'raises'} {told}")
     return False
 
 # %% ../nbs/exercises.ipynb #7d4c6464
@@ -80,12 +133,6 @@ def as_tensor(
         f"expected a tensor {list(shape)}, got {list(tensor.shape)}",
     )
     return tensor.detach().double()
-
-# %% ../nbs/exercises.ipynb #937574f5
-from PIL import Image, ImageDraw
-
-from .omniglot import _curve, glyphs
-from .style import BLUE, GRAY, show_images, start_figure
 
 # %% ../nbs/exercises.ipynb #13214fa6
 @checker("01.1")
@@ -209,11 +256,6 @@ def _harder_handwriting(answer: Callable[..., Any]) -> str:
     require(yours >= 0.3, f"{found}; too near to chance, 20%")
     return found
 
-# %% ../nbs/exercises.ipynb #8cf9c8b5
-import pickle
-
-from .tasks import TaskBatch, TaskSampler
-
 # %% ../nbs/exercises.ipynb #22015549
 @checker("02.1")
 def _count_tasks(answer: Callable[..., Any]) -> str:
@@ -312,7 +354,7 @@ def _share_out(answer: Callable[..., Any]) -> str:
             and all(
                 isinstance(t, TaskBatch) and t.classes.shape == (1, 5) for t in share
             ),
-            "expected a list of batches with one task each, as `sampler.sample(1)` "
+            "expected a list of batches with one task each, as `sampler.tasks([7])` "
             "gives",
         )
         shares.append([tuple(task.classes[0].tolist()) for task in share])
@@ -350,13 +392,9 @@ def _hardest_task(answer: Callable[..., Any]) -> str:
     require(by_pixels(yours) <= usual - 0.1, found)
     return found
 
-# %% ../nbs/exercises.ipynb #49c6ceb0
-from .meta_dropout import ARMS, MetaDropout
-
 # %% ../nbs/exercises.ipynb #6a79301c
 @checker("03.1")
 def _rate_from_share(answer: Callable[..., Any]) -> str:
-    "The rate at which so many sites leave this share."
     for share, sites in ((0.5, 1), (0.25, 2), (0.5, 3), (1.0, 4)):
         rate = answer(share, sites)
         require(
@@ -373,7 +411,6 @@ def _rate_from_share(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #bbd26e12
 @checker("03.2")
 def _one_mask(answer: Callable[..., Any]) -> str:
-    "One scaled mask for all samples, drawn as they see it."
     h = 1 + torch.rand(6, 8, 32, 32, generator=torch.Generator().manual_seed(0))
     mask = as_tensor(answer(h, 0.25), (6, 8, 32, 32)) / h
     pictures, names = (
@@ -401,7 +438,6 @@ def _one_mask(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #2cf95d26
 @checker("03.3")
 def _channel_masks(answer: Callable[..., Any]) -> str:
-    "Channel masks that depend on mask seed, task and site, and on nothing else."
     tasks, shape = [4, 5, 9], (3, 1, 64, 1, 1)
     some = as_tensor(answer(3, tasks, 1, 64, 0.2), shape)
     batch = as_tensor(answer(3, range(10), 1, 64, 0.2), (10, 1, 64, 1, 1))
@@ -427,7 +463,6 @@ def _channel_masks(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #1068473d
 @checker("03.4")
 def _which_arm(answer: Callable[..., Any]) -> str:
-    "The arm of a layer that can only be called."
     for seed in range(3):
         for arm in ARMS:
             layer = MetaDropout(0.3, arm, seed=seed)
@@ -443,7 +478,6 @@ def _which_arm(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #9264f0f7
 @checker("03.5")
 def _another_mask(answer: Callable[..., Any]) -> str:
-    "Another mask of mean 1 and the variance of an inverted one, drawn."
     p, shape = 0.2, (1, 64, 28, 28)
     masks = [
         as_tensor(answer(shape, p, np.random.default_rng(i)), shape) for i in range(3)
@@ -466,15 +500,9 @@ def _another_mask(answer: Callable[..., Any]) -> str:
     )
     return f"mean {mean:.3f} (1), variance {variance:.3f} ({wanted:.3f})"
 
-# %% ../nbs/exercises.ipynb #6f4a7c32
-import torch.nn.functional as F
-
-from .embedding_network import ConvBlock, EmbeddingNetwork
-
 # %% ../nbs/exercises.ipynb #e1591a78
 @checker("04.1")
 def _linear_inputs(answer: Callable[..., Any]) -> str:
-    "How many numbers the linear layer takes."
     for size in (16, 28, 31, 64, 105):
         found = answer(size)
         expected = EmbeddingNetwork(image_size=size).linear.in_features
@@ -487,7 +515,6 @@ def _linear_inputs(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #198be321
 @checker("04.2")
 def _masked_maximum(answer: Callable[..., Any]) -> str:
-    "The expected maximum of masked values, against many drawn masks."
     rng = np.random.default_rng(0)
     for values, p in (
         ([1.0, 3.0, 2.0, 0.5], 0.3),
@@ -507,7 +534,6 @@ def _masked_maximum(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #aa7d45b0
 @checker("04.3")
 def _find_the_leak(answer: Callable[..., Any]) -> str:
-    "Whether others change an embedding: networks that leak, that don't, and in part."
     torch.manual_seed(1)
     tasks = TaskSampler(glyphs(40), n_query=3).sample(2)
     images, others = tasks.support_x[0], tasks.query_x[1]
@@ -547,7 +573,6 @@ def _find_the_leak(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #aaee794e
 @checker("04.4")
 def _norm_without_loop(answer: Callable[..., Any]) -> str:
-    "Batch norm of each task by itself."
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, 5, 4, 6, 6, generator=generator, dtype=torch.float64) * 3 + 1
     apart = [F.batch_norm(task, None, None, training=True) for task in x]
@@ -564,7 +589,6 @@ def _norm_without_loop(answer: Callable[..., Any]) -> str:
 @checker("04.5")
 @torch.no_grad()
 def _another_place(answer: Callable[..., Any]) -> str:
-    "A mask elsewhere in a block, by the mean it leaves."
     images = TaskSampler(glyphs(40), n_query=3).sample(4).support_x.flatten(0, 1)
     found: dict[str, list[float]] = {
         "no dropout": [],
@@ -590,232 +614,9 @@ def _another_place(answer: Callable[..., Any]) -> str:
         require(alike < 0.99, f"{said}: a factor that mends the mean does not count")
     return text
 
-# %% ../nbs/exercises.ipynb #3318e6f8
-from .eb_meta_network import MetaLearner as SimilarityHead
-from .runs import LEARNERS
-
-# %% ../nbs/exercises.ipynb #0fe02743
-@checker("06.1")
-def _similarity_matrix(answer: Callable[..., Any]) -> str:
-    "The matrix by which a head compares, against its logits."
-    torch.manual_seed(1)
-    head = SimilarityHead(6, 9, 2)
-    S = as_tensor(answer(head), (6, 6)).float()
-    query, support = torch.randn(4, 6), torch.randn(2, 6)
-    with torch.no_grad():
-        logits = head(support, torch.arange(2), query)
-    gap = float((query @ S @ support.T - logits).abs().max())
-    require(
-        gap < 1e-4,
-        f"h_q @ S @ h_c should be the logit where e is 0; it is off by up to {gap:.2f}",
-    )
-    return "queries from the left, class means from the right"
-
-# %% ../nbs/exercises.ipynb #2c75b630
-@checker("06.2")
-def _numbers_that_learn(answer: Callable[..., Any]) -> str:
-    "How many numbers have any influence."
-    for dim, hidden in ((64, 128), (6, 9)):
-        head = SimilarityHead(dim, hidden, 3)
-        found = answer(head)
-        require(
-            found == 2 * dim * hidden,
-            f"of a head with embedding_dim {dim} and hidden_dim {hidden} you return "
-            f"{found}; which of U, V and e appear in the difference of two logits of "
-            "one query?",
-        )
-    head = SimilarityHead()
-    total = sum(p.numel() for p in head.parameters())
-    return f"{answer(head):,} of {total:,}"
-
-# %% ../nbs/exercises.ipynb #65d38ad2
-@checker("06.3")
-def _missing_term(answer: Callable[..., Any]) -> str:
-    "A similarity with the length of the class means, against distances."
-    torch.manual_seed(2)
-    for n_way, dim in ((4, 8), (5, 3)):
-        queries, means = torch.randn(20, dim), torch.randn(n_way, dim)
-        expected = (-(queries[:, None] - means).square().sum(-1)).softmax(-1)
-        logits = as_tensor(answer(queries, means), (20, n_way))
-        gap = float((logits.softmax(-1) - expected).abs().max())
-        require(
-            gap < 1e-4,
-            f"the probabilities differ by {gap:.2f} from those of the prototypical "
-            "network",
-        )
-    return "the prototypical network, as a similarity"
-
-# %% ../nbs/exercises.ipynb #f631e4ab
-@checker("06.4")
-def _narrow_ruler(answer: Callable[..., Any]) -> str:
-    "The smallest hidden_dim for S = 2I, and its matrices."
-    hidden, U, V = answer()
-    require(isinstance(hidden, int), f"expected a whole number, got {hidden!r}")
-    U, V = as_tensor(U, (hidden, 64)), as_tensor(V, (hidden, 64))
-    gap = float((V.T @ U - 2 * torch.eye(64)).abs().max())
-    require(gap < 1e-5, f"V.T @ U differs from 2I by up to {gap:.2f}")
-    require(hidden == 64, f"hidden_dim {hidden} is enough, but a smaller one is too")
-    return "the rank of S is at most hidden_dim, and 2I has rank 64"
-
-# %% ../nbs/exercises.ipynb #f96c58e1
-@checker("06.5")
-def _ruler_or_not(answer: Callable[..., Any]) -> str:
-    "Runs that can tell whether the learned ruler helps."
-    seeds: dict[str, set[int]] = {}
-    for learner, seed in answer():
-        require(
-            learner in LEARNERS,
-            f"no learner is called {learner!r}; there are {', '.join(LEARNERS)}",
-        )
-        seeds.setdefault(learner, set()).add(seed)
-    require(
-        {"proto", "eb"} <= {*seeds},
-        f"you run {', '.join(seeds) or 'nothing'}; the learned ruler should meet the "
-        "fixed one on the same network",
-    )
-    shared = set.intersection(*seeds.values())
-    require(
-        len(shared) >= 5,
-        f"all learners share {len(shared)} seeds; differences pair up only where they "
-        "share, and fewer than five are few",
-    )
-    return f"{len(shared)} seeds, and a difference for each"
-
-# %% ../nbs/exercises.ipynb #535a36d3
-from .original_meta_network import OriginalMetaNetwork
-from .style import DIVERGING
-
-# %% ../nbs/exercises.ipynb #212e87b8
-@checker("07.1")
-def _numbers_written(answer: Callable[..., Any]) -> str:
-    "How many numbers are written for a task."
-    for dim, n_way, k_shot in ((64, 5, 1), (64, 20, 1), (32, 5, 5)):
-        found = answer(dim, n_way, k_shot)
-        require(
-            found == (dim + 1) * n_way,
-            f"for D, N, K = {dim}, {n_way}, {k_shot} you return {found}: try it on "
-            "paper",
-        )
-    return "and shots do not matter"
-
-# %% ../nbs/exercises.ipynb #fe7ffed6
-@checker("07.2")
-def _renamed_classifier(answer: Callable[..., Any]) -> str:
-    "W and b of the renamed task, drawn beside the right ones."
-    W, b = torch.arange(12.0).view(3, 4), torch.arange(4.0)
-    rename = torch.tensor([1, 2, 3, 0])
-    expected = torch.empty_like(W)
-    expected[:, rename] = W
-    pair = answer(W.clone(), b.clone(), rename)
-    require(
-        isinstance(pair, tuple) and len(pair) == 2, f"expected a pair W, b, got {pair}"
-    )
-    W_new, b_new = as_tensor(pair[0], (3, 4)), as_tensor(pair[1], (4,))
-    figure, axes = start_figure(4, 1.6, columns=2)
-    for axis, image, title in zip(
-        axes, (W_new, expected), ("your W", "expected"), strict=True
-    ):
-        axis.imshow(image.numpy(), cmap=DIVERGING)
-        axis.set(title=title, xticks=[], yticks=[], xlabel="column", ylabel="entry")
-    display(figure)
-    require(
-        torch.equal(W_new, expected.double()),
-        "old column c of W has to become new column rename[c], see the picture",
-    )
-    require(
-        torch.equal(b_new[rename], b.double()),
-        "W is right, but old entry c of b has to become new entry rename[c]",
-    )
-    return "each column goes where its class goes"
-
-# %% ../nbs/exercises.ipynb #d26c296d
-@checker("07.3")
-@torch.no_grad()
-def _other_ways(answer: Callable[..., Any]) -> str:
-    "A learner for other ways with the same weights."
-    images = glyphs(12, n_drawings=4, size=16)
-    for n_way in (10, 3):
-        torch.manual_seed(0)
-        five = OriginalMetaNetwork(image_size=16, dropout="none").eval()
-        before = {name: value.clone() for name, value in five.state_dict().items()}
-        other = answer(five, n_way)
-        require(
-            other is not five
-            and five.num_classes == five.meta_learner.num_classes == 5,
-            "the old learner should stay as it is: return a new one",
-        )
-        require(not other.training, "the new learner is in train mode")
-        other_state = other.state_dict()
-        for name, value in before.items():
-            require(torch.equal(other_state[name], value), f"{name} is not what it was")
-        task = TaskSampler(images, n_way=n_way, n_query=2).sample(1)[0]
-        logits = other(task.support_x, task.support_y, task.query_x)
-        require(
-            logits.shape == (2 * n_way, n_way),
-            f"logits of a {n_way}-way task have shape {list(logits.shape)}",
-        )
-    return "10 ways and 3, with the weights of 5"
-
-# %% ../nbs/exercises.ipynb #1edef6f8
-@checker("07.4")
-def _class_maxima(answer: Callable[..., Any]) -> str:
-    "Elementwise maxima of each class, for one task and for several."
-    generator = torch.Generator().manual_seed(0)
-    vectors = -torch.rand(4, 6, 3, generator=generator)
-    labels = torch.tensor([0, 0, 0, 1, 1, 2])
-    orders = [torch.randperm(6, generator=generator) for _ in range(4)]
-    y = torch.stack([labels[order] for order in orders])
-    expected = torch.stack(
-        [
-            torch.stack([task[own == c].amax(0) for c in range(3)])
-            for task, own in zip(vectors, y, strict=True)
-        ]
-    )
-    one = as_tensor(answer(vectors[0], y[0], 3), (3, 3))
-    several = as_tensor(answer(vectors, y, 3), (4, 3, 3))
-    for found, right in ((one, expected[0]), (several, expected)):
-        require(
-            torch.equal(found, right.double()),
-            "other values: the classes have 3, 2 and 1 samples, in any order, and all "
-            "vectors are negative; do absent samples count as zero?",
-        )
-    return "for one task and for several"
-
-# %% ../nbs/exercises.ipynb #2752edf7
-@checker("07.5")
-def _more_shots(answer: Callable[..., Any]) -> str:
-    "Spreads at one and five shots, for two arms."
-    found = answer()
-    require(
-        isinstance(found, dict) and {"meta", "standard"} <= {*found},
-        f"expected {{'meta': (a, b), 'standard': (c, d)}}, got {found}",
-    )
-    ratios = {}
-    for arm in ("meta", "standard"):
-        one, five = as_tensor([float(spread) for spread in found[arm]], (2,)).tolist()
-        require(
-            0 < one < float("inf") and 0 < five < float("inf"),
-            f"the spreads of {arm} are {one} and {five}; masks make them positive",
-        )
-        ratios[arm] = five / one
-    require(
-        ratios["standard"] < 0.9,
-        f"with a mask per sample the spread becomes {ratios['standard']:.2f} times as "
-        "large; a mean over five independent masks should be quieter than one",
-    )
-    said = ", ".join(f"{arm} {ratio:.2f}" for arm, ratio in ratios.items())
-    return f"five shots over one: {said}; independent samples give about {5**-0.5:.2f}"
-
-# %% ../nbs/exercises.ipynb #8541ec85
-from scipy import stats
-
-from .style import SEQUENTIAL
-from .training import Evaluation, PrototypicalNetwork
-
 # %% ../nbs/exercises.ipynb #c5a4aeca
 @checker("05.1")
 def _guessing(answer: Callable[..., Any]) -> str:
-    "Accuracy and loss of a learner that knows nothing."
     for n in (2, 5, 20):
         found = answer(n)
         require(
@@ -836,7 +637,6 @@ def _guessing(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #6bd27e9f
 @checker("05.2")
 def _tasks_needed(answer: Callable[..., Any]) -> str:
-    "How many test tasks an interval takes."
     found = {}
     for sd, half_width in ((0.10, 0.01), (0.10, 0.005), (0.12, 0.02)):
         n = found[half_width] = answer(sd, half_width)
@@ -853,7 +653,6 @@ def _tasks_needed(answer: Callable[..., Any]) -> str:
 @checker("05.3")
 @torch.no_grad()
 def _cosine_learner(answer: Callable[..., Any]) -> str:
-    "A `classify` by cosines, on one task and on a batch of two-shot tasks."
     kind = type("Cosine", (PrototypicalNetwork,), {"classify": answer})
     learner = kind(image_size=16)
     tasks = TaskSampler(glyphs(20, 6, size=8), k_shot=2, n_query=3).sample(3)
@@ -888,7 +687,6 @@ def _cosine_learner(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #02681fe5
 @checker("05.4")
 def _paired_interval(answer: Callable[..., Any]) -> str:
-    "Mean and half-width of a difference, by pairs."
     rng = np.random.default_rng(0)
     hard = rng.normal(0.75, 0.1, 30)
     a, b = hard + rng.normal(0, 0.03, 30), hard + 0.02 + rng.normal(0, 0.03, 30)
@@ -905,7 +703,6 @@ def _paired_interval(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #71abaff9
 @checker("05.5")
 def _differences_by_seed(answer: Callable[..., Any]) -> str:
-    "Differences of accuracy, one per seed, and what they allow to conclude."
     differences = np.asarray(answer(), float)
     require(
         differences.ndim == 1
@@ -925,14 +722,375 @@ def _differences_by_seed(answer: Callable[..., Any]) -> str:
         f"the interval {verdict} zero"
     )
 
-# %% ../nbs/exercises.ipynb #68de21df
-from .comparison import FEW, MAIN, Protocol, arm_label
-from metadropout_nb.intervals import (
-    LEAST_SEEDS,
-    VarianceComponents,
-    simulate_matrices,
-)
-from .style import ORANGE, SKY
+# %% ../nbs/exercises.ipynb #0fe02743
+@checker("06.1")
+def _similarity_matrix(answer: Callable[..., Any]) -> str:
+    torch.manual_seed(1)
+    head = SimilarityHead(6, 9, 2)
+    S = as_tensor(answer(head), (6, 6)).float()
+    query, support = torch.randn(4, 6), torch.randn(2, 6)
+    with torch.no_grad():
+        logits = head(support, torch.arange(2), query)
+    gap = float((query @ S @ support.T - logits).abs().max())
+    require(
+        gap < 1e-4,
+        f"h_q @ S @ h_c should be the logit where e is 0; it is off by up to {gap:.2f}",
+    )
+    return "queries from the left, class means from the right"
+
+# %% ../nbs/exercises.ipynb #2c75b630
+@checker("06.2")
+def _numbers_that_learn(answer: Callable[..., Any]) -> str:
+    for dim, hidden in ((64, 128), (6, 9)):
+        head = SimilarityHead(dim, hidden, 3)
+        found = answer(head)
+        require(
+            found == 2 * dim * hidden,
+            f"of a head with embedding_dim {dim} and hidden_dim {hidden} you return "
+            f"{found}; which of U, V and e appear in the difference of two logits of "
+            "one query?",
+        )
+    head = SimilarityHead()
+    total = sum(p.numel() for p in head.parameters())
+    return f"{answer(head):,} of {total:,}"
+
+# %% ../nbs/exercises.ipynb #65d38ad2
+@checker("06.3")
+def _missing_term(answer: Callable[..., Any]) -> str:
+    torch.manual_seed(2)
+    for n_way, dim in ((4, 8), (5, 3)):
+        queries, means = torch.randn(20, dim), torch.randn(n_way, dim)
+        expected = (-(queries[:, None] - means).square().sum(-1)).softmax(-1)
+        logits = as_tensor(answer(queries, means), (20, n_way))
+        gap = float((logits.softmax(-1) - expected).abs().max())
+        require(
+            gap < 1e-4,
+            f"the probabilities differ by {gap:.2f} from those of the prototypical "
+            "network",
+        )
+    return "the prototypical network, as a similarity"
+
+# %% ../nbs/exercises.ipynb #f631e4ab
+@checker("06.4")
+def _narrow_ruler(answer: Callable[..., Any]) -> str:
+    torch.manual_seed(0)
+    S = torch.randn(64, 64)
+    sizes = torch.linalg.svdvals(S)
+    for hidden in (16, 5):
+        U, V = (as_tensor(part, (hidden, 64)) for part in answer(S, hidden))
+        found = float((V.T @ U - S).square().sum())
+        least = float(sizes[hidden:].square().sum())
+        text = f"hidden_dim {hidden} leaves {found:.0f} in squares"
+        require(found < 1.001 * least, f"{text}, and {least:.0f} is possible")
+    return f"{text}, and no less is possible"
+
+# %% ../nbs/exercises.ipynb #f96c58e1
+@checker("06.5")
+def _ruler_or_not(answer: Callable[..., Any]) -> str:
+    seeds: dict[str, set[int]] = {}
+    for learner, seed in answer():
+        require(
+            learner in LEARNERS,
+            f"no learner is called {learner!r}; there are {', '.join(LEARNERS)}",
+        )
+        seeds.setdefault(learner, set()).add(seed)
+    require(
+        {"proto", "eb"} <= {*seeds},
+        f"you run {', '.join(seeds) or 'nothing'}; the learned ruler should meet the "
+        "fixed one on the same network",
+    )
+    shared = set.intersection(*seeds.values())
+    require(
+        len(shared) >= 5,
+        f"all learners share {len(shared)} seeds; differences pair up only where they "
+        "share, and fewer than five are few",
+    )
+    return f"{len(shared)} seeds, and a difference for each"
+
+# %% ../nbs/exercises.ipynb #212e87b8
+@checker("07.1")
+def _numbers_written(answer: Callable[..., Any]) -> str:
+    for dim, n_way, k_shot in ((64, 5, 1), (64, 20, 1), (32, 5, 5)):
+        found = answer(dim, n_way, k_shot)
+        require(
+            found == (dim + 1) * n_way,
+            f"for D, N, K = {dim}, {n_way}, {k_shot} you return {found}: try it on "
+            "paper",
+        )
+    return "and shots do not matter"
+
+# %% ../nbs/exercises.ipynb #fe7ffed6
+@checker("07.2")
+def _renamed_classifier(answer: Callable[..., Any]) -> str:
+    W, b = torch.arange(12.0).view(3, 4), torch.arange(4.0)
+    rename = torch.tensor([1, 2, 3, 0])
+    expected = torch.empty_like(W)
+    expected[:, rename] = W
+    pair = answer(W.clone(), b.clone(), rename)
+    require(
+        isinstance(pair, tuple) and len(pair) == 2, f"expected a pair W, b, got {pair}"
+    )
+    W_new, b_new = as_tensor(pair[0], (3, 4)), as_tensor(pair[1], (4,))
+    figure, axes = start_figure(4, 1.6, columns=2)
+    for axis, image, title in zip(
+        axes, (W_new, expected), ("your W", "expected"), strict=True
+    ):
+        axis.imshow(image.numpy(), cmap=DIVERGING)
+        axis.set(title=title, xticks=[], yticks=[], xlabel="column", ylabel="entry")
+    display(figure)
+    require(
+        torch.equal(W_new, expected.double()),
+        "old column c of W has to become new column rename[c], see the picture",
+    )
+    require(
+        torch.equal(b_new[rename], b.double()),
+        "W is right, but old entry c of b has to become new entry rename[c]",
+    )
+    return "each column goes where its class goes"
+
+# %% ../nbs/exercises.ipynb #d26c296d
+@checker("07.3")
+@torch.no_grad()
+def _other_ways(answer: Callable[..., Any]) -> str:
+    images = glyphs(12, n_drawings=4, size=16)
+    for n_way in (10, 3):
+        torch.manual_seed(0)
+        five = OriginalMetaNetwork(image_size=16, dropout="none").eval()
+        before = {name: value.clone() for name, value in five.state_dict().items()}
+        other = answer(five, n_way)
+        require(
+            other is not five
+            and five.num_classes == five.meta_learner.num_classes == 5,
+            "the old learner should stay as it is: return a new one",
+        )
+        require(not other.training, "the new learner is in train mode")
+        other_state = other.state_dict()
+        for name, value in before.items():
+            require(torch.equal(other_state[name], value), f"{name} is not what it was")
+        task = TaskSampler(images, n_way=n_way, n_query=2).sample(1)[0]
+        logits = other(task.support_x, task.support_y, task.query_x)
+        require(
+            logits.shape == (2 * n_way, n_way),
+            f"logits of a {n_way}-way task have shape {list(logits.shape)}",
+        )
+    return "10 ways and 3, with the weights of 5"
+
+# %% ../nbs/exercises.ipynb #1edef6f8
+@checker("07.4")
+def _class_maxima(answer: Callable[..., Any]) -> str:
+    generator = torch.Generator().manual_seed(0)
+    vectors = -torch.rand(4, 6, 3, generator=generator)
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    orders = [torch.randperm(6, generator=generator) for _ in range(4)]
+    y = torch.stack([labels[order] for order in orders])
+    expected = torch.stack(
+        [
+            torch.stack([task[own == c].amax(0) for c in range(3)])
+            for task, own in zip(vectors, y, strict=True)
+        ]
+    )
+    one = as_tensor(answer(vectors[0], y[0], 3), (3, 3))
+    several = as_tensor(answer(vectors, y, 3), (4, 3, 3))
+    for found, right in ((one, expected[0]), (several, expected)):
+        require(
+            torch.equal(found, right.double()),
+            "other values: the classes have 3, 2 and 1 samples, in any order, and all "
+            "vectors are negative; do absent samples count as zero?",
+        )
+    return "for one task and for several"
+
+# %% ../nbs/exercises.ipynb #2752edf7
+@checker("07.5")
+def _more_shots(answer: Callable[..., Any]) -> str:
+    found = answer()
+    require(
+        isinstance(found, dict) and {"meta", "standard"} <= {*found},
+        f"expected {{'meta': (a, b), 'standard': (c, d)}}, got {found}",
+    )
+    ratios = {}
+    for arm in ("meta", "standard"):
+        one, five = as_tensor(found[arm], (2,)).tolist()
+        require(
+            0 < one < float("inf") and 0 < five < float("inf"),
+            f"the spreads of {arm} are {one} and {five}; masks make them positive",
+        )
+        ratios[arm] = five / one
+    require(
+        ratios["standard"] < 0.9,
+        f"with a mask per sample the spread becomes {ratios['standard']:.2f} times as "
+        "large; a mean over five independent masks should be quieter than one",
+    )
+    said = ", ".join(f"{arm} {ratio:.2f}" for arm, ratio in ratios.items())
+    return f"five shots over one: {said}; independent samples give about {5**-0.5:.2f}"
+
+# %% ../nbs/exercises.ipynb #ch08one00
+@checker("08.1")
+def _after_k_steps(answer: Callable[..., Any]) -> str:
+    H = torch.tensor([[3.0, 1.0], [1.0, 2.0]]).double()
+    v = torch.tensor([1.0, -2.0]).double()
+    for k in (1, 2, 5):
+        start = torch.ones(2).double().requires_grad_()
+        theta = start
+        for _ in range(k):  # on the inner loss theta.T H theta / 2
+            theta = theta - 0.2 * H @ theta
+        (expected,) = torch.autograd.grad(v @ theta, start)
+        found = as_tensor(answer(H, 0.2, k, v), (2,))
+        yours, wanted = ([round(x, 3) for x in g.tolist()] for g in (found, expected))
+        require(
+            torch.allclose(found, expected, atol=1e-10),
+            f"for k = {k} you return {yours}, and autograd finds {wanted}",
+        )
+    return "one factor per step"
+
+# %% ../nbs/exercises.ipynb #ch08two00
+@checker("08.2")
+@torch.no_grad()
+def _who_sees_whom(answer: Callable[..., Any]) -> str:
+    named = answer()
+    require(
+        isinstance(named, set | frozenset | list | tuple)
+        and len(named) > 0
+        and set(named) <= set(STATISTICS),
+        f"return a set of at least one of {', '.join(STATISTICS)}",
+    )
+    torch.manual_seed(0)
+    learner, moves = MAML(image_size=16, inner_lr=0.1).eval(), {}
+    network: Any = learner.network
+    tasks = TaskSampler(glyphs(20, 6, size=16), n_query=3).sample(2)
+    others = torch.cat([tasks[0].query_x[:1], tasks[1].query_x[1:]])
+    for kind in STATISTICS:
+        network.statistics = kind
+        own, other = (
+            learner(tasks[0].support_x, tasks[0].support_y, images)[0]
+            for images in (tasks[0].query_x, others)
+        )
+        moves[kind] = float((own - other).abs().max())
+    figure, axis = start_figure(4.5, 1.6)
+    colors = [BLUE if kind in named else GRAY for kind in moves]
+    axis.barh(list(moves), list(moves.values()), color=colors)
+    axis.set(xlabel="largest change of a logit; blue: your answer")
+    display(figure)
+    right = {kind for kind, move in moves.items() if move > 1e-3}
+    require(set(named) == right, "compare your names with the bars that are there")
+    return "only its own mean and variance make a query set a company"
+
+# %% ../nbs/exercises.ipynb #ch08three
+@checker("08.3")
+def _first_order_gradient(answer: Callable[..., Any]) -> str:
+    task = TaskSampler(glyphs(12, 6, size=16), n_way=3, n_query=2).sample(1)[0]
+    torch.manual_seed(0)
+    learner = MAML(3, 0.125, 1, dropout="support", image_size=16).double()
+    network: Any = learner.network
+    start, expected = learner.initial(), {}
+    for order, learner.first_order in (("first", True), ("full", False)):
+        network.next_task = 0
+        logits = learner(task.support_x.double(), task.support_y, task.query_x.double())
+        loss = F.cross_entropy(logits, task.query_y)
+        expected[order] = torch.autograd.grad(loss, list(start.values()))
+    network.next_task = 0
+    learner.start_tasks(task.support_x)  # with the same masks
+
+    def loss_of(
+        weights: dict[str, torch.Tensor],
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        query: bool = False,
+    ) -> torch.Tensor:
+        return F.cross_entropy(learner.logits(weights, images.double(), query), labels)
+
+    found = answer(loss_of, start, task)
+    require(
+        isinstance(found, dict) and found.keys() == start.keys(),
+        "return a dictionary with a gradient for every name in start",
+    )
+    first, full = (
+        max(
+            float((as_tensor(found[name], tuple(g.shape)) - g).abs().max())
+            for name, g in zip(start, gradients, strict=True)
+        )
+        for gradients in expected.values()
+    )
+    require(full > 1e-10, "this is the full gradient, second derivatives and all")
+    require(
+        first < 1e-10,
+        f"off by up to {first:.2f}: at which weights is the gradient taken, of which "
+        "images, and does the query pass know that it is one?",
+    )
+    return f"and up to {full:.2f} away from the full gradient"
+
+# %% ../nbs/exercises.ipynb #ch08four0
+@checker("08.4")
+def _only_the_head(answer: Callable[..., Any]) -> str:
+    learner: Any = pretrained("maml")[0]
+    rates, weights = learner.inner_lr.clone(), copy.deepcopy(learner.state_dict())
+    yours = answer(learner)
+    require(isinstance(yours, MAML), "return a learner")
+    tasks = TaskSampler(glyphs(40, 8, seed=1), n_query=5, seed=1).sample(20)
+
+    def moves(learner: MAML) -> dict[str, torch.Tensor]:
+        reached = learner.adapted(tasks[0].support_x, tasks[0].support_y)
+        return {
+            name: (reached[name] - p).detach() for name, p in learner.initial().items()
+        }
+
+    by_layer: dict[str, list[torch.Tensor]] = {}
+    for name, move in moves(yours).items():
+        layer = name.split(".")[-2]  # of a block: its convolution or its norm
+        if "blocks" in name:
+            layer = f"block {int(name.split('.')[2]) + 1}"
+        by_layer.setdefault(layer, []).append(move.flatten())
+    moved = {layer: float(torch.cat(parts).norm()) for layer, parts in by_layer.items()}
+    figure, axis = start_figure(5, 1.8)
+    axis.bar(list(moved), list(moved.values()), color=BLUE)
+    axis.set(ylabel="length of the move")
+    display(figure)
+    require(
+        all(move == 0 for layer, move in moved.items() if layer != "head"),
+        "other layers than the head move, see the picture",
+    )
+    require(moved["head"] > 0, "the head does not move")
+    state = learner.state_dict()
+    require(
+        yours is not learner
+        and torch.equal(learner.inner_lr, rates)
+        and all(torch.equal(state[name], w) for name, w in weights.items()),
+        "the learner that came in should stay as it was",
+    )
+    before, after = copy.deepcopy(learner), copy.deepcopy(yours)
+    before.inner_steps = after.inner_steps = 1
+    first, second = moves(before), moves(after)
+    require(
+        all(
+            torch.allclose(second[n], first[n]) for n in first if n.startswith("head.")
+        ),
+        "the head's first step should be what it was before",
+    )
+    rest = copy.deepcopy(learner)
+    below = [not name.startswith("head.") for name in learner.initial()]
+    rest.inner_lr = rest.inner_lr * torch.tensor(below)
+    three = (learner, rest, yours)
+    whole, without, head = (evaluate(each, tasks).accuracy for each in three)
+    return (
+        f"all layers give {whole:.1%} on {len(tasks)} tasks, all but the head "
+        f"{without:.1%}, the head alone {head:.1%}"
+    )
+
+# %% ../nbs/exercises.ipynb #ch08five0
+@checker("08.5")
+def _drawn_minus_held(answer: Callable[..., Any]) -> str:
+    found = answer()
+    differences = as_tensor(list(found), (len(found),))
+    require(
+        len(found) >= 5 and differences.isfinite().all(),
+        f"return at least five finite differences, one per task, not {len(found)}",
+    )
+    require(differences.std() > 0, "all are the same: were the tasks different ones?")
+    width = stats.t.ppf(0.975, len(found) - 1) * float(differences.std())
+    return (
+        f"drawn at each step minus held: {float(differences.mean()):+.3f} ± "
+        f"{width / len(found) ** 0.5:.3f} over {len(found)} tasks; in the text the "
+        "spread was over draws on one task, so which of them answers your question?"
+    )
 
 # %% ../nbs/exercises.ipynb #6db8e0a7
 @checker("09.1")
@@ -1014,186 +1172,6 @@ def _comparable_runs(answer: Callable[..., Any]) -> str:
             f"at least {LEAST_SEEDS} are needed",
         )
     return "these can be compared: now `sweep(exercise_5(), 'runs')`"
-
-# %% ../nbs/exercises.ipynb #ch08imports
-import copy
-
-from .embedding_network import STATISTICS
-from .maml import MAML
-from .trained import pretrained
-from .training import evaluate
-
-# %% ../nbs/exercises.ipynb #ch08one00
-@checker("08.1")
-def _after_k_steps(answer: Callable[..., Any]) -> str:
-    "The outer gradient after k inner steps on a quadratic loss."
-    H = torch.tensor([[3.0, 1.0], [1.0, 2.0]]).double()
-    v = torch.tensor([1.0, -2.0]).double()
-    for k in (1, 2, 5):
-        start = torch.ones(2).double().requires_grad_()
-        theta = start
-        for _ in range(k):  # on the inner loss theta.T H theta / 2
-            theta = theta - 0.2 * H @ theta
-        (expected,) = torch.autograd.grad(v @ theta, start)
-        found = as_tensor(answer(H, 0.2, k, v), (2,))
-        yours, wanted = ([round(x, 3) for x in g.tolist()] for g in (found, expected))
-        require(
-            torch.allclose(found, expected, atol=1e-10),
-            f"for k = {k} you return {yours}, and autograd finds {wanted}",
-        )
-    return "one factor per step"
-
-# %% ../nbs/exercises.ipynb #ch08two00
-@checker("08.2")
-@torch.no_grad()
-def _who_sees_whom(answer: Callable[..., Any]) -> str:
-    "Statistics under which a query's logits depend on the other queries."
-    named = answer()
-    require(
-        isinstance(named, set | frozenset | list | tuple)
-        and len(named) > 0
-        and set(named) <= set(STATISTICS),
-        f"return a set of at least one of {', '.join(STATISTICS)}",
-    )
-    torch.manual_seed(0)
-    learner, moves = MAML(image_size=16, inner_lr=0.1).eval(), {}
-    network: Any = learner.network
-    tasks = TaskSampler(glyphs(20, 6, size=16), n_query=3).sample(2)
-    others = torch.cat([tasks[0].query_x[:1], tasks[1].query_x[1:]])
-    for kind in STATISTICS:
-        network.statistics = kind
-        own, other = (
-            learner(tasks[0].support_x, tasks[0].support_y, images)[0]
-            for images in (tasks[0].query_x, others)
-        )
-        moves[kind] = float((own - other).abs().max())
-    figure, axis = start_figure(4.5, 1.6)
-    colors = [BLUE if kind in named else GRAY for kind in moves]
-    axis.barh(list(moves), list(moves.values()), color=colors)
-    axis.set(xlabel="largest change of a logit; blue: your answer")
-    display(figure)
-    right = {kind for kind, move in moves.items() if move > 1e-3}
-    require(set(named) == right, "compare your names with the bars that are there")
-    return "only its own mean and variance make a query set a company"
-
-# %% ../nbs/exercises.ipynb #ch08three
-@checker("08.3")
-def _first_order_gradient(answer: Callable[..., Any]) -> str:
-    "The first-order outer gradient of one task, in the arm `support`."
-    task = TaskSampler(glyphs(12, 6, size=16), n_way=3, n_query=2).sample(1)[0]
-    torch.manual_seed(0)
-    learner = MAML(3, 0.125, 1, dropout="support", image_size=16).double()
-    network: Any = learner.network
-    start, expected = learner.initial(), {}
-    for order, learner.first_order in (("first", True), ("full", False)):
-        network.next_task = 0
-        logits = learner(task.support_x.double(), task.support_y, task.query_x.double())
-        loss = F.cross_entropy(logits, task.query_y)
-        expected[order] = torch.autograd.grad(loss, list(start.values()))
-    network.next_task = 0
-    learner.start_tasks(task.support_x)  # with the same masks
-
-    def loss_of(
-        weights: dict[str, torch.Tensor],
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        query: bool = False,
-    ) -> torch.Tensor:
-        return F.cross_entropy(learner.logits(weights, images.double(), query), labels)
-
-    found = answer(loss_of, start, task)
-    require(
-        isinstance(found, dict) and found.keys() == start.keys(),
-        "return a dictionary with a gradient for every name in start",
-    )
-    first, full = (
-        max(
-            float((as_tensor(found[name], tuple(g.shape)) - g).abs().max())
-            for name, g in zip(start, gradients, strict=True)
-        )
-        for gradients in expected.values()
-    )
-    require(full > 1e-10, "this is the full gradient, second derivatives and all")
-    require(
-        first < 1e-10,
-        f"off by up to {first:.2f}: at which weights is the gradient taken, of which "
-        "images, and does the query pass know that it is one?",
-    )
-    return f"and up to {full:.2f} away from the full gradient"
-
-# %% ../nbs/exercises.ipynb #ch08four0
-@checker("08.4")
-def _only_the_head(answer: Callable[..., Any]) -> str:
-    "A copy of a learner whose inner loop moves its head and nothing else."
-    learner: Any = pretrained("maml")[0]
-    rates, weights = learner.inner_lr.clone(), copy.deepcopy(learner.state_dict())
-    yours = answer(learner)
-    require(isinstance(yours, MAML), "return a learner")
-    tasks = TaskSampler(glyphs(40, 8, seed=1), n_query=5, seed=1).sample(20)
-
-    def moves(learner: MAML) -> dict[str, torch.Tensor]:
-        reached = learner.adapted(tasks[0].support_x, tasks[0].support_y)
-        return {
-            name: (reached[name] - p).detach() for name, p in learner.initial().items()
-        }
-
-    by_layer: dict[str, list[torch.Tensor]] = {}
-    for name, move in moves(yours).items():
-        layer = name.split(".")[-2]  # of a block: its convolution or its norm
-        if "blocks" in name:
-            layer = f"block {int(name.split('.')[2]) + 1}"
-        by_layer.setdefault(layer, []).append(move.flatten())
-    moved = {layer: float(torch.cat(parts).norm()) for layer, parts in by_layer.items()}
-    figure, axis = start_figure(5, 1.8)
-    axis.bar(list(moved), list(moved.values()), color=BLUE)
-    axis.set(ylabel="length of the move")
-    display(figure)
-    require(
-        all(move == 0 for layer, move in moved.items() if layer != "head"),
-        "other layers than the head move, see the picture",
-    )
-    require(moved["head"] > 0, "the head does not move")
-    state = learner.state_dict()
-    require(
-        yours is not learner
-        and torch.equal(learner.inner_lr, rates)
-        and all(torch.equal(state[name], w) for name, w in weights.items()),
-        "the learner that came in should stay as it was",
-    )
-    before, after = copy.deepcopy(learner), copy.deepcopy(yours)
-    before.inner_steps = after.inner_steps = 1
-    first, second = moves(before), moves(after)
-    require(
-        all(
-            torch.allclose(second[n], first[n]) for n in first if n.startswith("head.")
-        ),
-        "the head's first step should be what it was before",
-    )
-    whole, head = (evaluate(each, tasks).accuracy for each in (learner, yours))
-    return (
-        f"all layers give {whole:.1%} on {len(tasks)} tasks, the head alone {head:.1%}"
-    )
-
-# %% ../nbs/exercises.ipynb #ch08five0
-@checker("08.5")
-def _drawn_minus_held(answer: Callable[..., Any]) -> str:
-    "Differences of query losses, one per task, and what they say."
-    found = answer()
-    differences = as_tensor(list(found), (len(found),))
-    require(
-        len(found) >= 5 and differences.isfinite().all(),
-        f"return at least five finite differences, one per task, not {len(found)}",
-    )
-    require(differences.std() > 0, "all are the same: were the tasks different ones?")
-    width = stats.t.ppf(0.975, len(found) - 1) * float(differences.std())
-    return (
-        f"drawn at each step minus held: {float(differences.mean()):+.3f} ± "
-        f"{width / len(found) ** 0.5:.3f} over {len(found)} tasks; in the text the "
-        "spread was over draws on one task, so which of them answers your question?"
-    )
-
-# %% ../nbs/exercises.ipynb #4c951bb7
-from .style import GREEN
 
 # %% ../nbs/exercises.ipynb #97cae89f
 @checker("10.1")
@@ -1316,17 +1294,75 @@ def _another_moment(answer: Callable[..., Any]) -> str:
     ]
     return f"meta / standard: {', '.join(ratios)}"
 
-# %% ../nbs/exercises.ipynb #3063c172
-import hashlib
-import json
-import tempfile
-from pathlib import Path
+# %% ../nbs/exercises.ipynb #4a8efb85
+@checker("11.1")
+def _gap(answer: Callable[..., Any]) -> str:
+    for known, new in (([1.0, 0.9], [0.7, 0.6]), ([0.99] * 3, [0.8, 0.7, 0.75, 0.85])):
+        found, expected = answer(known, new), 100 * (np.mean(known) - np.mean(new))
+        require(
+            isinstance(found, int | float) and abs(found - expected) < 1e-6,
+            f"known {known}, new {new}: the gap is {expected:.2f}, you return "
+            f"{found!r}",
+        )
+    return "points, from means over seeds"
 
-from safetensors.torch import load_file
 
-from .omniglot import Characters
-from .runs import Run, build_learner
-from .trained import save_learner
+@checker("11.2")
+def _words(answer: Callable[..., Any]) -> str:
+    cases = {
+        (0.2, 3.0, 1.0): "helps",
+        (-3.0, -0.1, 1.0): "hurts",
+        (-0.5, 0.9, 1.0): "no difference",
+        (-0.5, 1.2, 1.0): "undecided",
+        (-1.2, 0.5, 1.0): "undecided",
+        (0.1, 0.4, 1.0): "helps",
+    }
+    for case, expected in cases.items():
+        found = answer(*case)
+        told = f"from {case[0]} to {case[1]} at a margin of {case[2]}"
+        require(found == expected, f"{told} it is {expected!r}, you return {found!r}")
+    return "zero is asked about before the margin"
+
+
+@checker("11.3")
+def _subset(answer: Callable[..., Any]) -> str:
+    few, more = list(answer(5, 30, 964)), list(answer(5, 100, 964))
+    for seed in range(5):
+        drawn = list(answer(seed, 100, 964))
+        require(len(drawn) == len(set(drawn)) == 100, "100 drawn are not 100 different")
+    require(set(more) <= set(range(964)), "the numbers go from 0 to 963")
+    require(list(answer(5, 30, 964)) == few, "equal seeds should give equal lists")
+    require(list(answer(6, 30, 964)) != few, "another seed should give another list")
+    require(more[:30] == few, "the 30 should be the first of the 100")
+    require(max(few) > 500, "these look like the first characters, not random ones")
+    return "nested, random, and the same for every arm of a seed"
+
+
+@checker("11.4")
+def _six(answer: Callable[..., Any]) -> str:
+    rng = np.random.default_rng(0)
+    for mean, sd in ((0.0, 1.0), (1.0, 1.5), (-0.5, 2.0)):
+        drawn = rng.normal(mean, sd, (200_000, 6)) > 0
+        share = float((drawn.all(1) | ~drawn.any(1)).mean())
+        found = answer(mean, sd)
+        require(
+            isinstance(found, int | float) and abs(found - share) < 0.005,
+            f"mean {mean}, sd {sd}: {share:.3f} of 200,000 draws agree, not {found!r}",
+        )
+    return "six pairs agree by luck more often than one would think"
+
+
+@checker("11.5")
+def _dot(answer: Callable[..., Any]) -> str:
+    dot = answer()
+    there = isinstance(dot, dict) and {"gap", "gain", "seeds"} <= set(dot)
+    require(there, "three entries, please: gap, gain and seeds")
+    gap, gain, seeds = (dot[key] for key in ("gap", "gain", "seeds"))
+    require(-5 <= gap <= 100, f"a gap of {gap} points cannot be")
+    require(abs(gain) <= 100 and gain != 0, f"a gain of {gain} points looks made up")
+    enough = isinstance(seeds, int) and seeds >= 5
+    require(enough, "fewer than five seeds give no verdict")
+    return f"a gap of {gap} points, a gain of {gain}, over {seeds} seeds"
 
 # %% ../nbs/exercises.ipynb #f6b42766
 @checker("12.1")
@@ -1427,73 +1463,3 @@ def _what_it_knows(answer: Callable[..., Any]) -> str:
     display(figure)
     least = min(reports, key=lambda name: reports[name].accuracy)
     return f"it knows least of: {least}. Why, do you think?"
-
-# %% ../nbs/exercises.ipynb #4a8efb85
-@checker("11.1")
-def _gap(answer: Callable[..., Any]) -> str:
-    for known, new in (([1.0, 0.9], [0.7, 0.6]), ([0.99] * 3, [0.8, 0.7, 0.75, 0.85])):
-        found, expected = answer(known, new), 100 * (np.mean(known) - np.mean(new))
-        require(
-            isinstance(found, int | float) and abs(found - expected) < 1e-6,
-            f"known {known}, new {new}: the gap is {expected:.2f}, you return "
-            f"{found!r}",
-        )
-    return "points, from means over seeds"
-
-
-@checker("11.2")
-def _words(answer: Callable[..., Any]) -> str:
-    cases = {
-        (0.2, 3.0, 1.0): "helps",
-        (-3.0, -0.1, 1.0): "hurts",
-        (-0.5, 0.9, 1.0): "no difference",
-        (-0.5, 1.2, 1.0): "undecided",
-        (-1.2, 0.5, 1.0): "undecided",
-        (0.1, 0.4, 1.0): "helps",
-    }
-    for case, expected in cases.items():
-        found = answer(*case)
-        told = f"from {case[0]} to {case[1]} at a margin of {case[2]}"
-        require(found == expected, f"{told} it is {expected!r}, you return {found!r}")
-    return "zero is asked about before the margin"
-
-
-@checker("11.3")
-def _subset(answer: Callable[..., Any]) -> str:
-    few, more = list(answer(5, 30, 964)), list(answer(5, 100, 964))
-    for seed in range(5):
-        drawn = list(answer(seed, 100, 964))
-        require(len(drawn) == len(set(drawn)) == 100, "100 drawn are not 100 different")
-    require(set(more) <= set(range(964)), "the numbers go from 0 to 963")
-    require(list(answer(5, 30, 964)) == few, "equal seeds should give equal lists")
-    require(list(answer(6, 30, 964)) != few, "another seed should give another list")
-    require(more[:30] == few, "the 30 should be the first of the 100")
-    require(max(few) > 500, "these look like the first characters, not random ones")
-    return "nested, random, and the same for every arm of a seed"
-
-
-@checker("11.4")
-def _six(answer: Callable[..., Any]) -> str:
-    rng = np.random.default_rng(0)
-    for mean, sd in ((0.0, 1.0), (1.0, 1.5), (-0.5, 2.0)):
-        drawn = rng.normal(mean, sd, (200_000, 6)) > 0
-        share = float((drawn.all(1) | ~drawn.any(1)).mean())
-        found = answer(mean, sd)
-        require(
-            isinstance(found, int | float) and abs(found - share) < 0.005,
-            f"mean {mean}, sd {sd}: {share:.3f} of 200,000 draws agree, not {found!r}",
-        )
-    return "six pairs agree by luck more often than one would think"
-
-
-@checker("11.5")
-def _dot(answer: Callable[..., Any]) -> str:
-    dot = answer()
-    there = isinstance(dot, dict) and {"gap", "gain", "seeds"} <= set(dot)
-    require(there, "three entries, please: gap, gain and seeds")
-    gap, gain, seeds = (dot[key] for key in ("gap", "gain", "seeds"))
-    require(-5 <= gap <= 100, f"a gap of {gap} points cannot be")
-    require(abs(gain) <= 100 and gain != 0, f"a gain of {gain} points looks made up")
-    enough = isinstance(seeds, int) and seeds >= 5
-    require(enough, "fewer than five seeds give no verdict")
-    return f"a gap of {gap} points, a gain of {gain}, over {seeds} seeds"

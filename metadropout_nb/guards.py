@@ -132,6 +132,8 @@ def check_vmap() -> None:
     try:
         torch.rand(0, device="cpu").sum().item()
     except RuntimeError as error:
+        if "vmap" not in str(error):  # tensors that are shapes alone have no items
+            return
         raise RuntimeError(
             "inside vmap all samples would get one mask: call vmap with "
             'randomness="same" where that is meant, else leave it out and give '

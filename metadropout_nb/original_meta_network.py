@@ -15,7 +15,7 @@ from .training import Learner, class_means
 
 # %% ../nbs/07_original_meta_network.ipynb #6a847615
 class MetaLearner(nn.Module):
-    "Writes a linear classifier from support embeddings (the origin's form)."
+    "Writes a linear classifier from support embeddings (the write-up's form)."
 
     def __init__(
         self,

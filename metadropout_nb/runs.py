@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LEARNERS', 'TEST_SEED', 'FAMILIAR_TASKS', 'SUBSET_KEY', 'DATA', 'PLACES', 'EMBEDDING_RATES', 'NAMED', 'load_split',
            'Run', 'training_characters', 'own_data', 'settings_slug', 'special_settings', 'build_learner', 'chunk_of',
-           'processor', 'exact_float32', 'train_learner', 'frozen_tasks', 'execute', 'write_json', 'read_result',
-           'sweep', 'load_results']
+           'processor', 'exact_float32', 'with_ways', 'train_learner', 'frozen_tasks', 'execute', 'write_json',
+           'read_result', 'sweep', 'load_results']
 
 # %% ../nbs/a5_runs.ipynb #238e3055
+import copy
 import hashlib
 import json
 import os
@@ -44,7 +45,7 @@ from .embedding_network import STATISTICS
 from .guards import check_name
 from .long_runs import fit, whole_files
 from .maml import MAML
-from .meta_dropout import check_arm
+from .meta_dropout import ARMS
 from metadropout_nb.omniglot import (
     MOST_BYTES,
     Characters,
@@ -157,7 +158,7 @@ class Run:
         if not _OWN.fullmatch(self.data):
             check_name("data", self.data, DATA)
         object.__setattr__(self, "folders", tuple(folders))
-        check_arm(self.arm)
+        check_name("dropout arm", self.arm, ARMS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("statistics", self.statistics, (None, *STATISTICS))
         check_name("place", self.place, PLACES)
@@ -357,8 +358,27 @@ def processor(device: str) -> str:
 # %% ../nbs/a5_runs.ipynb #1b10f816
 def exact_float32() -> None:
     "On a GPU, float32 means float32 and not TF32, and equal seeds give equal numbers."
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
+
+# %% ../nbs/a5_runs.ipynb #877396cc
+def with_ways(
+    learner: Learner,  # stays as it is
+    n_way: int,
+) -> Learner:  # the same weights
+    """A learner for tasks of another number of ways.
+
+    Raises `ValueError` for MAML, whose head has one output per way."""
+    if isinstance(learner, MAML) and learner.num_classes != n_way:
+        raise ValueError(
+            f"MAML's head has one output per way: trained {learner.num_classes}-way, "
+            f"it cannot be tested {n_way}-way"
+        )
+    wide = copy.deepcopy(learner)
+    for module in wide.modules():
+        if "num_classes" in vars(module):
+            vars(module)["num_classes"] = n_way
+    return wide
 
 # %% ../nbs/a5_runs.ipynb #cfe01847
 def train_learner(
@@ -393,11 +413,7 @@ def train_learner(
         bfloat16=run.bfloat16,
         progress=progress,
     )
-    if way == run.n_way:
-        return learner, history
-    other_way = build_learner(run).to(device)  # no weight depends on the number of ways
-    other_way.load_state_dict(learner.state_dict())
-    return other_way, history
+    return learner if way == run.n_way else with_ways(learner, run.n_way), history
 
 # %% ../nbs/a5_runs.ipynb #b0f80e7f
 def frozen_tasks(

@@ -22,6 +22,8 @@ PAGES = ["index", "03_meta_dropout", "08_maml", "09_does_it_help", "cli", "gloss
 DARK = dict(
     re.findall(r"^\$([\w-]+): (.+);", (NBS / "dark.scss").read_text(), flags=re.M)
 )
+_, STYLES = (NBS / "styles.scss").read_text().split("/*-- scss:rules --*/")
+STYLES = re.sub(r"^//.*$", "", STYLES, flags=re.M)
 
 # Quarto 1.7, cosmo: outputs scroll, code wraps, Bootstrap breaks long words of code.
 THEMES = f"""
@@ -77,9 +79,7 @@ def page_of(notebook) -> str:
     where = {"metadata": {"path": str(NBS)}}
     body, _ = exporter.from_notebook_node(notebook, where)
     body = body.replace('alt="No description has been provided for this image"', "")
-    _, rules = (NBS / "styles.scss").read_text().split("/*-- scss:rules --*/")
-    rules = re.sub(r"^//.*$", "", rules, flags=re.M)
-    rules = rules.replace(".cell-output-display", ".output_area")
+    rules = STYLES.replace(".cell-output-display", ".output_area")
     style = THEMES + rules.replace(".cell-output", ".output_area")
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -249,3 +249,27 @@ def test_keyboard_and_phone(page):
     contents = page.locator("header .contents")
     assert contents.locator("a").all_text_contents() == ["A", "B"]
     assert page.locator("#t").count() == 1, "no identifier twice"
+
+
+def test_a_table_of_many_columns_is_a_list_on_a_phone(page):
+    "Nothing to scroll, and every value says the name of its column."
+    names = ["learner", "difference", "95 % interval", "seeds", "verdict", "corrected"]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    row = "<td>0.1234567890123</td>" * (len(names) - 1) + "<td></td>"
+    many = f"<thead><tr>{head}</tr></thead><tbody><tr>{row}</tr></tbody>"
+    few = many.replace("<th>seeds</th>", "").replace("<td></td>", "")
+    show(
+        page,
+        f"<style>{STYLES}</style>"
+        f'<table class="table">{many}</table><table class="table">{few}</table>',
+    )
+    table, narrow = page.locator("table").all()
+    assert not table.locator("thead").is_visible()
+    assert narrow.locator("thead").is_visible()
+    assert table.evaluate("each => each.scrollWidth <= each.clientWidth")
+    said = "all => all.map(each => getComputedStyle(each, '::before').content)"
+    told = table.locator("td").evaluate_all(said)
+    assert all(name in text for name, text in zip(names, told, strict=True))
+    assert not table.locator("td").last.is_visible(), "an empty cell is left out"
+    page.set_viewport_size({"width": 1280, "height": 844})
+    assert table.locator("thead").is_visible()

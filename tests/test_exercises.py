@@ -35,6 +35,19 @@ def test_a_plausible_wrong_answer_is_refused(name, answer, capsys):
     assert "not yet: " in said and len(said.split()) >= 4, "say what is missing"
 
 
+@pytest.mark.parametrize("name", CHECKERS)
+def test_an_answer_of_another_type_is_told_as_one(name, capsys):
+    keys = "meta", "standard", "untrained", "trained", "gap", "gain", "seeds"
+    assert not check(name, lambda *inputs, **settings: dict.fromkeys(keys, 0.5))
+    said = capsys.readouterr().out
+    assert "not yet: " in said and "your function raises" not in said
+
+
+def test_a_result_in_place_of_the_function(capsys):
+    assert not check("03.1", 0.5)
+    assert "give your function itself" in capsys.readouterr().out
+
+
 def test_an_exercise_that_is_not_there_is_no_fault_of_the_answer():
     with pytest.raises(ValueError, match="unknown exercise '3.1': choose one of"):
         check("3.1", len)

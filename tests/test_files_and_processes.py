@@ -465,9 +465,31 @@ except ValueError as error:
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
         )
         assert "1 of 3 runs failed" in told.stdout, told.stderr
-        assert "seed1: its process ended without an answer: killed" in told.stdout
+        why = "EXIT(3)): by an error" if how == "exit" else f"{how}(-9)): killed"
+        assert f"seed1: its process ended without an answer ({why}" in told.stdout
         assert "leaked" not in told.stderr
         assert len(list(tmp_path.glob("*.json"))) == 2
+
+    def test_a_worker_that_cannot_import_is_not_told_as_killed(self, tmp_path):
+        broken = tmp_path / "path" / "metadropout_nb"
+        broken.mkdir(parents=True)
+        (broken / "__init__.py").write_text("import lacking")
+        code = f"""
+import sys
+from metadropout_nb.runs import Run, sweep
+sys.path.insert(0, {str(broken.parent)!r})
+todo = [Run("proto", seed=seed, **{TINY!r}) for seed in range(2)]
+try:
+    sweep(todo, {str(tmp_path / "out")!r}, jobs=2)
+except ValueError as error:
+    print(error)
+"""
+        told = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=300
+        )
+        assert "No module named 'lacking'" in told.stdout
+        assert "by an error that stands above, of an import perhaps" in told.stdout
+        assert "killed" not in told.stdout
 
     def death(self, how):
         if how == "exit":
@@ -476,7 +498,7 @@ except ValueError as error:
         return f"__import__('os').kill(__import__('os').getpid(), {number})"
 
     @linux
-    @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+    @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL", "SIGINT"])
     def test_workers_do_not_outlive_the_command(self, tmp_path, name):
         words = ["compare", "--size", "16", "--tasks", "100000", "--seeds", "1"]
         sweeping = subprocess.Popen(
@@ -498,6 +520,7 @@ except ValueError as error:
         sweeping.send_signal(getattr(signal, name))
         sweeping.wait()
         wait(lambda: not any(map(alive, workers)), 20)
+        assert name != "SIGINT" or not list(tmp_path.glob("*.lock"))
 
     def test_what_no_machine_can_hold_is_a_sentence(self, tmp_path, run):
         for words in (

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import warnings
 import weakref
 import zipfile
@@ -295,10 +296,35 @@ class TestTypes:
         clear = GRAY < 99 if mode in ("RGBA", "LA") else GRAY == 0
         assert np.array_equal(paper(path), np.where(clear, 255, GRAY))
 
-    @pytest.mark.parametrize("mode", ["F", "I"])
+    def test_twelve_bits(self, tmp_path):
+        "Pillow writes none: bytes of another width, under a header that says so."
+        packed = bytes.fromhex(
+            "".join(f"{gray:02x}{gray >> 4:x}" for gray in GRAY.flat)
+        )
+        path = store(tmp_path / "a" / "1.tif", Image.frombytes("L", (12, 8), packed))
+        content = path.read_bytes()
+        for tag, kind, was, new in ((256, 4, 12, 8), (258, 3, 8, 12)):
+            old, new = (struct.pack("<HHII", tag, kind, 1, n) for n in (was, new))
+            assert old in content
+            content = content.replace(old, new)
+        path.write_bytes(content)
+        assert np.array_equal(paper(path), GRAY)
+
+    @pytest.mark.parametrize("mode", ["F", "I", "signed"])
     def test_numbers_without_a_white_are_refused(self, tmp_path, mode):
-        store(tmp_path / "a" / "1.tif", made("L").convert(mode))
+        signed = mode == "signed"
+        image = made("L") if signed else made("L").convert(mode)
+        store(tmp_path / "a" / "1.tif", image, tiffinfo={339: 2} if signed else {})
         with pytest.raises(ValueError, match="a/1.tif.*which number is white"):
+            load_folder(tmp_path)
+
+    def test_so_are_those_of_a_telescope(self, tmp_path):
+        cards = {"SIMPLE": "T", "BITPIX": 16, "NAXIS": 2, "NAXIS1": 8, "NAXIS2": 8}
+        head = "".join(f"{f'{name:8}= {n:>20}':80}" for name, n in cards.items())
+        path = tmp_path / "a" / "1.fits"
+        path.parent.mkdir()
+        path.write_bytes(f"{head}{'END':80}".ljust(2880).encode() + bytes(2880))
+        with pytest.raises(ValueError, match="a/1.fits.*which number is white"):
             load_folder(tmp_path)
 
     def test_its_content_counts_where_the_ending_is_wrong(self, tmp_path):

@@ -149,7 +149,8 @@ def test_the_numbers_are_those_of_the_layer(
         network(tasks[task].support_x), network(queries, query=True)
     hook.remove()
     layer = MetaDropout(step / 20, arm, site=block)
-    layer.reset_mask(arrive[0].shape, task=task)
+    layer.next_task = task
+    layer.reset_mask(arrive[0].shape)
     support = layer(torch.ones_like(arrive[0]))[0, about["channels"]]
     twin, other = layer(torch.ones_like(arrive[1]), query=True)[of_class[:2]][
         :, about["channels"]

@@ -7,6 +7,7 @@ from torch import nn
 from metadropout_nb import maml
 from metadropout_nb.maml import MAML
 from metadropout_nb.meta_dropout import ARMS, seed_masks
+from metadropout_nb.task_batch_norm import norms
 from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.training import evaluate, fit, task_losses
 
@@ -184,10 +185,10 @@ def test_running_statistics_are_those_of_the_query_pass(tasks):
     for steps in (0, 2):
         learner = build(dropout="none", inner_steps=steps, inner_lr=1e-12)
         learner(tasks.support_x.double(), tasks.support_y, tasks.query_x.double())
-        assert all(norm.passes == len(tasks) for norm in learner.norms)
+        assert all(norm.passes == len(tasks) for norm in norms(learner))
         learner.eval()
         found.append(
-            [torch.cat([n.running_mean, n.running_var]) for n in learner.norms]
+            [torch.cat([n.running_mean, n.running_var]) for n in norms(learner)]
         )
     for steps, none in zip(*found, strict=True):
         assert torch.allclose(steps, none, atol=1e-9)

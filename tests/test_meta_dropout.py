@@ -11,7 +11,8 @@ SHAPE = (6, 8, 10, 10)
 
 
 def started(layer: MetaDropout, task: int | None = None) -> MetaDropout:
-    layer.reset_mask(SHAPE, "cpu", task=task)
+    layer.next_task = layer.next_task if task is None else task
+    layer.reset_mask(SHAPE, "cpu")
     return layer
 
 
@@ -109,8 +110,8 @@ class NewMaskEachCall(MetaDropout):
 
 
 class MaskPerSample(MetaDropout):
-    def reset_mask(self, shape, device=None, dtype=None, task=None):
-        super().reset_mask(shape, device, dtype, task)
+    def reset_mask(self, shape, device=None, dtype=None):
+        super().reset_mask(shape, device, dtype)
         self.mask = draw_mask(shape, self.p, (self.seed, self.tasks.start, 99))
 
 
@@ -120,8 +121,9 @@ class Unscaled(MetaDropout):
 
 
 class NeverRenewed(MetaDropout):
-    def reset_mask(self, shape, device=None, dtype=None, task=None):
-        super().reset_mask(shape, device, dtype, task=0)
+    def reset_mask(self, shape, device=None, dtype=None):
+        self.next_task = 0
+        super().reset_mask(shape, device, dtype)
 
 
 class MaskWithoutGradient(MetaDropout):

@@ -3,6 +3,7 @@
 import copy
 import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -20,7 +21,13 @@ from metadropout_nb.meta_dropout import ARMS, MetaDropout
 from metadropout_nb.omniglot import glyphs
 from metadropout_nb.original_meta_network import OriginalMetaNetwork
 from metadropout_nb.tasks import TaskBatch, TaskDataset, TaskSampler
-from metadropout_nb.training import PrototypicalNetwork, evaluate, fit
+from metadropout_nb.training import (
+    PrototypicalNetwork,
+    class_means,
+    evaluate,
+    fit,
+    task_accuracies,
+)
 
 CHARACTERS = glyphs(10, 8, 20)
 IMAGES = torch.rand(6, 1, 20, 20, generator=torch.manual_seed(0))
@@ -413,11 +420,44 @@ def test_integer_labels(kind, dtypes):
         assert evaluate(model, other).loss == loss, dtype
 
 
-def test_labels_that_are_no_whole_numbers():
-    tasks = sampler().sample(2)
-    parts = tasks.support, tasks.support_y, tasks.query, tasks.query_y / 2
-    with pytest.raises(ValueError, match="whole numbers"):
-        evaluate(learner(), TaskBatch(*parts, tasks.classes))
+def ignored(y):  # the label that torch's losses leave out
+    return y.clone().index_fill_(1, torch.tensor([2]), -100)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (ignored, "0 to 2, one for each class of the task, got -100 to 2"),
+        (lambda y: y + 1, "got 1 to 3"),
+        (lambda y: y / 2, "whole numbers"),
+        (lambda y: y > 0, "whole numbers, got torch.bool"),
+        (lambda y: y[..., None], "one label per query image"),
+        (nn.functional.one_hot, "one label per query image"),
+        (lambda y: y[:, 1:], "one label per query image"),
+    ],
+)
+def test_labels_that_no_query_can_have(change, told):
+    good = sampler().sample(2)
+    parts = good.support, good.support_y, good.query, change(good.query_y)
+    tasks, model, stream = TaskBatch(*parts, good.classes), learner(), sampler()
+    stream.sample = lambda n: tasks
+    for use in (
+        lambda: evaluate(model, tasks),
+        lambda: fit(model, stream, 2, 2),
+        lambda: task_accuracies(torch.rand(*good.query_y.shape, 3), tasks.query_y),
+    ):
+        with pytest.raises(ValueError, match=told):
+            use()
+
+
+@pytest.mark.parametrize("change", [ignored, lambda y: y + 1, lambda y: y > 0])
+def test_labels_that_no_support_can_have(change):
+    good = sampler().sample(2)
+    labels = change(good.support_y)
+    with pytest.raises(ValueError, match="labels must"):
+        learner()(good.support_x, labels, good.query_x)
+    with pytest.raises(ValueError, match="labels must"):
+        class_means(torch.rand(*labels.shape, 4), labels, 3)
 
 
 @pytest.mark.filterwarnings("ignore:this processor")
@@ -517,6 +557,41 @@ def test_layers_that_were_replaced_or_wrapped(end):
     fit(model, sampler(), 2)
 
 
-def test_inside_vmap_it_is_refused_as_any_dropout_is():
-    with pytest.raises(RuntimeError, match="random operation"):
-        torch.func.vmap(MetaDropout(0.5, "standard"))(torch.ones(4, 6, 2, 3, 3))
+@pytest.mark.parametrize("arm", ["standard", "meta"])
+@pytest.mark.parametrize("randomness", ["error", "different"])
+def test_no_mask_for_all_samples_of_a_vmap_unless_it_is_meant(arm, randomness):
+    layer, x = MetaDropout(0.5, arm), torch.ones(4, 6, 2, 3, 3)
+    with pytest.raises(RuntimeError, match="all samples would get one mask"):
+        torch.func.vmap(layer, randomness=randomness)(x)
+    masked = torch.func.vmap(layer, randomness="same")(x)
+    assert torch.equal(masked, masked[:1].expand_as(masked)) and (masked == 0).any()
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz", "ignore:.*reduce_range")
+@pytest.mark.parametrize("kind", [PrototypicalNetwork, OriginalMetaNetwork, MAML])
+def test_a_quantized_learner_is_tested_right_and_not_trained(kind):
+    model, tasks = learner(kind), sampler().sample(20)
+    if kind is not MAML:
+        fit(model, sampler(), 20, 5)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    if kind is MAML:
+        with pytest.raises(ValueError, match="quantize none"):
+            evaluate(quantized, tasks)
+    else:
+        losses = evaluate(model, tasks).losses
+        assert np.allclose(evaluate(quantized, tasks).losses, losses, atol=0.05)
+    with pytest.raises(ValueError, match="train first, then quantize"):
+        fit(quantized, sampler(), 2)
+
+
+def test_threads_that_test_one_learner_get_what_one_gets():
+    model, tasks = learner().train(), [sampler(seed).sample(8) for seed in range(4)]
+    alone = [evaluate(model, some).losses for some in tasks]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda some: evaluate(model, some).losses, tasks))
+    assert np.array_equal(together, alone) and model.training
+
+
+def test_frozen_as_a_whole_there_is_nothing_to_train():
+    with pytest.raises(ValueError, match="nothing to train"):
+        fit(learner().requires_grad_(False), sampler(), 2)

@@ -76,7 +76,8 @@ indices = st.integers(0, 2**40)
 def test_a_mask_has_the_shape_the_values_and_the_type_that_it_should(
     layer, shape, batch, task, dtype
 ):
-    layer.reset_mask((batch, *shape) if batch else shape, dtype=dtype, task=task)
+    layer.next_task = task
+    layer.reset_mask((batch, *shape) if batch else shape, dtype=dtype)
     held = [n for n in ("mask", "query_mask") if getattr(layer, n) is not None]
     wanted = {
         "meta": ["mask"],
@@ -100,7 +101,7 @@ def test_a_mask_has_the_shape_the_values_and_the_type_that_it_should(
 @settings(max_examples=30)
 @given(layers(["meta", "separate", "support"], whole_channels=False), indices)
 def test_the_mean_is_one_and_tasks_sites_and_seeds_are_independent(layer, task):
-    assume(layer.p > 0)
+    assume(layer.p > 1e-9)  # of smaller ones SciPy makes an overflow
     shape, kept = (1, 8, 16, 16), 1 / (1 - layer.p) if layer.scaled else 1
 
     def dropped(**changes):
@@ -110,10 +111,12 @@ def test_the_mean_is_one_and_tasks_sites_and_seeds_are_independent(layer, task):
             False,
             **{"seed": layer.seed, "site": layer.site} | changes,
         )
-        other.reset_mask((3, *shape), task=task)
+        other.next_task = task
+        other.reset_mask((3, *shape))
         return other.mask == 0
 
-    layer.reset_mask((3, *shape), task=task)
+    layer.next_task = task
+    layer.reset_mask((3, *shape))
     first = layer.mask == 0
     assert plausible(first.sum(), first.numel(), layer.p)
     error = (
@@ -132,7 +135,8 @@ def test_the_mean_is_one_and_tasks_sites_and_seeds_are_independent(layer, task):
 @given(layers(), shapes, batches, indices)
 def test_a_batch_has_the_masks_of_its_tasks_one_at_a_time(layer, shape, batch, task):
     def run(layer, x, first, shape):
-        layer.reset_mask(shape, task=first)
+        layer.next_task = first
+        layer.reset_mask(shape)
         return layer(x), layer(x[..., :1, :, :, :], query=True)
 
     x = torch.linspace(0.1, 1, batch * math.prod(shape)).reshape(batch, *shape)
@@ -149,7 +153,8 @@ def test_who_shares_a_mask_with_whom(layer, task):
 
     Equal within groups, independent between them."""
     x = torch.ones(2, 8, 12, 12)
-    layer.reset_mask(x.shape, task=task)
+    layer.next_task = task
+    layer.reset_mask(x.shape)
     passes = {
         "s": layer(x),
         "q": layer(x, query=True),

@@ -30,7 +30,8 @@ def drawn(learner, task, query):
     "The masks of a task, as the reference takes them."
     found = []
     for site, shape in zip(learner.network.sites, SHAPES, strict=True):
-        site.start_tasks(1, task)
+        site.next_task = task
+        site.start_tasks()
         off = site.dropout == "none" or (query and site.dropout == "support")
         samples = 9 if query else 6  # what the arm "standard" has a mask for
         mask = site.draw((samples, *shape), query, dtype=torch.float64)

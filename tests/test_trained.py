@@ -16,17 +16,17 @@ from torch import nn
 from metadropout_nb import trained
 from metadropout_nb.embedding_network import EmbeddingNetwork
 from metadropout_nb.meta_dropout import MetaDropout
-from metadropout_nb.omniglot import Characters, glyphs, load_lake_runs, load_omniglot
-from metadropout_nb.runs import LEARNERS, Run, build_learner, frozen_tasks
+from metadropout_nb.omniglot import Characters, glyphs, load_omniglot
+from metadropout_nb.runs import LEARNERS, Run, build_learner, frozen_tasks, with_ways
 from metadropout_nb.tasks import TaskSampler
 from metadropout_nb.trained import (
     lake_error,
+    load_lake_runs,
     load_learner,
     load_papers_split,
     pretrained,
     save_learner,
     validation_runs,
-    with_ways,
 )
 from metadropout_nb.training import PrototypicalNetwork, evaluate, task_losses
 

@@ -68,26 +68,27 @@ def half_the_similarity(queries, means):
     return queries @ means.T - means.square().sum(-1)
 
 
-def default_width():
-    "Fits, and is not the smallest."
-    U = torch.cat([torch.eye(64), torch.zeros(64, 64)])
-    return 128, U, 2 * U
+def first_rows(S, hidden_dim):
+    "The stub: keeps the first rows."
+    return S[:hidden_dim], torch.eye(64)[:hidden_dim]
 
 
-def half_the_width():
-    "Represents 32 directions of 64."
-    U = torch.eye(64)[:32]
-    return 32, U, 2 * U
+def smallest_values(S, hidden_dim):
+    "Keeps the least of S."
+    left, sizes, right = torch.linalg.svd(S)
+    return sizes[-hidden_dim:, None] * right[-hidden_dim:], left.T[-hidden_dim:]
 
 
-def identity_only():
-    "S = I."
-    return 64, torch.eye(64), torch.eye(64)
+def transposed_product(S, hidden_dim):
+    "Comes near to the transpose of S."
+    left, sizes, right = torch.linalg.svd(S)
+    return left.T[:hidden_dim], sizes[:hidden_dim, None] * right[:hidden_dim]
 
 
-def twice_two():
-    "S = 4I."
-    return 64, 2 * torch.eye(64), 2 * torch.eye(64)
+def without_sizes(S, hidden_dim):
+    "The right directions, and forgets how much each counts."
+    left, _, right = torch.linalg.svd(S)
+    return right[:hidden_dim], left.T[:hidden_dim]
 
 
 def one_learner():
@@ -125,6 +126,6 @@ WRONG = {
         length_of_queries,
         half_the_similarity,
     ],
-    "06.4": [default_width, half_the_width, identity_only, twice_two],
+    "06.4": [first_rows, smallest_values, transposed_product, without_sizes],
     "06.5": [one_learner, other_seeds, one_seed, other_learners, by_class_name],
 }

@@ -64,7 +64,7 @@ def in_train_mode(learner, n_way):
 
 
 def head_unchanged(learner, n_way):
-    "Tells the learner and not its meta-learner."
+    "Tells the learner and not its meta-learner: that raises."
     new = copy.deepcopy(learner)
     new.num_classes = n_way
     return new
