@@ -1126,8 +1126,8 @@ def short_answer(
     }
     heads = {FEW: f"{few} characters", MAIN: "all", NEAR: "all, mask on the embedding"}
     told = []
-    for p, found in averages.items():
-        said = [_said(d) for d in found]
+    for p, mean_of in averages.items():
+        said = [_said(d) for d in mean_of]
         both = f"{said[0]}, and sharing its mask {said[0]}."  # once will do
         sentence = sentences[p].format(*said, few=few)
         told.append(sentence.replace(both, f"{said[0]}, and so does sharing its mask."))

@@ -101,8 +101,11 @@ def check(
     except Exception as error:  # whatever the answer or its checker stumbled over
         told = f"{type(error).__name__}: {error}"
         if returned:
+            given = reprlib.repr(returned[0])
+            if "\n" in given:  # the many lines of a module
+                given = f"a {type(returned[0]).__name__}"
             told = (
-                f"{reprlib.repr(returned[0])}, which is not what is asked for ({told})"
+                f"{given}, which is not what is asked for ({told})"
             )
         print(f"not yet: your function {'returns' if returned else 'raises'} {told}")
     return False

@@ -95,6 +95,17 @@ class TestShapes:
         assert (png - jpg).abs().max() <= 6  # a single pixel is off by up to 30
 
 
+def test_few_classes_make_tasks_of_few_ways(tmp_path):
+    for c in range(6):
+        for i in range(3):
+            picture(tmp_path / f"{c}" / f"{i}.png", 10 * c + i)
+    with pytest.raises(ValueError, match="5"):
+        own_data(tmp_path, size=16)
+    run = Run("proto", **own_data(tmp_path, size=16, n_way=3, k_shot=2), test_tasks=2)
+    assert (run.n_way, run.k_shot, run.n_query) == (3, 2, 1)
+    assert frozen_tasks(run).support_x.shape[:2] == (2, 6)
+
+
 class TestColor:
     def test_is_found(self, photos, tmp_path):
         assert own_data(photos, size=16)["color"]
