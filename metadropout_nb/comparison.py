@@ -1118,9 +1118,9 @@ def short_answer(
         return "**Not run yet**: the runs with few training characters are missing."
     few = dict(FEW.settings)["train_classes"]
     sentences = {
-        FEW: "**With {few} training characters ordinary dropout {0}. "
-        "Sharing its mask {2}.**",
-        MAIN: "With all characters ordinary dropout {0}, and sharing its mask {2}.",
+        FEW: "**With {few} training characters ordinary dropout {0}, and one shared "
+        "mask {1}. The sharing itself {2}.**",
+        MAIN: "With all characters ordinary dropout {0}, and sharing the mask {2}.",
         NEAR: "On the embedding itself, where drawings are compared, sharing the mask "
         "{2}; against no dropout, even the shared mask {1}.",
     }
@@ -1128,9 +1128,9 @@ def short_answer(
     told = []
     for p, mean_of in averages.items():
         said = [_said(d) for d in mean_of]
-        both = f"{said[0]}, and sharing its mask {said[0]}."  # once will do
+        both = f"{said[0]}, and sharing the mask {said[0]}."  # once will do
         sentence = sentences[p].format(*said, few=few)
-        told.append(sentence.replace(both, f"{said[0]}, and so does sharing its mask."))
+        told.append(sentence.replace(both, f"{said[0]}, and so does sharing the mask."))
     rows = [
         ["points, mean over learners (95 % interval)", *(heads[p] for p in averages)],
         ["---"] * (1 + len(averages)),

@@ -104,9 +104,7 @@ def check(
             given = reprlib.repr(returned[0])
             if "\n" in given:  # the many lines of a module
                 given = f"a {type(returned[0]).__name__}"
-            told = (
-                f"{given}, which is not what is asked for ({told})"
-            )
+            told = f"{given}, which is not what is asked for ({told})"
         print(f"not yet: your function {'returns' if returned else 'raises'} {told}")
     return False
 

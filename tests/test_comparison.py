@@ -475,9 +475,9 @@ def few(shared, noise=0.001):
 )
 def test_the_short_answer_says_what_the_intervals_say(shared, noise, said):
     told = short_answer(few(shared, noise))
-    assert "30 training characters ordinary dropout helps." in told
+    assert "30 training characters ordinary dropout helps, and one shared" in told
     assert "| ordinary dropout, against none | +3.0 (" in told
-    assert f"Sharing its mask {said}.**" in told and "| seeds | 6 |" in told
+    assert f"The sharing itself {said}.**" in told and "| seeds | 6 |" in told
     assert f"| one mask for both sets, against one each | {100 * shared:+.1f} (" in told
 
 
