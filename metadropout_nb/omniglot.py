@@ -732,3 +732,13 @@ def load_omniglot(
             stacklevel=2,
         )
     return characters
+
+# %% ../nbs/a9_lake.ipynb #3f0536ce
+from importlib import import_module
+
+# %% ../nbs/a9_lake.ipynb #0acaa90b
+def __getattr__(name: str) -> Any:
+    "`load_lake_runs`, which makes tasks and so stands behind them, is found here, too."
+    if name == "load_lake_runs":
+        return getattr(import_module("metadropout_nb.trained"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -238,6 +238,14 @@ def test_the_best_learner_that_ships_is_what_met_the_people_s_test(omniglot_root
     assert error == pytest.approx(np.mean(stored["errors"]))
 
 
+def test_the_runs_are_found_beside_the_other_characters():
+    from metadropout_nb.omniglot import load_lake_runs
+
+    assert load_lake_runs is trained.load_lake_runs
+    with pytest.raises(ImportError):
+        from metadropout_nb.omniglot import load_lakes  # noqa: F401
+
+
 def test_no_such_pretrained_learner():
     with pytest.raises(
         ValueError,
