@@ -1235,8 +1235,15 @@ STUDY = (
     Part("D", ("eb",), ("none", "standard", "meta"), 3, LARGE),
     Part("E", ("original",), ("none",), 3, LARGE | {"n_query": 15}),
     Part("E", ("eb",), ("meta",), 3, LARGE | {"scaled": False}),
-    Part("F", ("eb", "original"), ("none", "separate", "meta"), 5, {"train_way": 20}),
-    Part("F", ("eb", "original"), ("none", "separate", "meta"), 5, {"k_shot": 5}),
+    *(
+        Part("F", ("eb", "original"), ("none", "separate", "meta"), 5, settings)
+        for settings in (
+            {"train_way": 20},
+            {"k_shot": 5},
+            {"test_data": "glyphs"},
+            {"test_data": "glyphs", "train_classes": 30},
+        )
+    ),
     Part(
         "G",
         ("proto", "eb"),

@@ -110,13 +110,15 @@ li span { white-space: nowrap; }
 .map .ring { stroke: var(--soft); }
 .compact .whole { display: none; }
 @media (max-width: 560px) {
-  .boxes { grid-template-columns: repeat(3, 1fr); }
+  .boxes { grid-template-columns: repeat(3, 1fr); padding: 0 24px; }
   .panels { grid-template-columns: 1fr; }
   .panels p { min-height: 0; }
   .panels section { display: grid; gap: 0 12px; }
   .panels section { grid-template-columns: min-content minmax(0, 1fr); }
   .panels :is(h2, p) { grid-column: 1 / -1; }
   .map { width: min(100%, 140px); margin: 0 0 0 auto; }
+  .compact .seen { display: none; }
+  .compact .panels p { grid-area: 2 / 2; align-self: center; }
 }
 @media (prefers-reduced-motion: no-preference) {
   .example { animation: write .5s calc(var(--stroke) * .4s) backwards; }
@@ -163,7 +165,10 @@ def _boxes() -> str:
 
 def _panels() -> str:
     "Bars and a map for each way of masking."
-    seen = '<canvas width="28" height="28" role="img" aria-label="box {}"></canvas>'
+    seen = (
+        '<canvas class="seen" width="28" height="28" role="img" aria-label="box {}">'
+        "</canvas>"
+    )
     rows = "".join(
         f"<li><span></span><i><u></u></i>{seen.format(i)}</li>" for i in range(1, 6)
     )
@@ -189,8 +194,9 @@ them again</b>. A network that never saw them says which.</p>
 <input type="range" id="rate" min="0.1" max="0.8" step="0.1" value="0.6"></span>
 </div>
 <div class="panels">{_panels()}</div>
-<p>Bars: how sure the network is, under masks the mean of 20 draws. Below them: what it
-gets, and on orange what the first mask drops in one of the 64 channels of block 3.</p>
+<p>Bars: how sure the network is, under masks the mean of 20 draws.
+<span class="seen">Below them: what it gets, and on orange what the first mask drops in
+one of the 64 channels of block 3.</span></p>
 <p class="whole">The maps show how far from the last drawing, in the middle, the network
 puts each box, as a share of the farthest. Direction means nothing.</p>
 <p>{_LIMITS}{"" if compact else _MORE}{_KEPT}</p>

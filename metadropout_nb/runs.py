@@ -148,6 +148,7 @@ class Run:
     place: str = "before_pool"  # of the masks; or "after_pool", "embedding"
     bfloat16: bool = False  # convolutions and matrix products, training and test
     color: bool = False  # pictures of your own, in three channels
+    test_data: str | None = None  # "glyphs", "omniglot"; None: those of `data`
     folders: InitVar[
         tuple[str, ...]
     ] = ()  # where those lie; neither stored nor compared
@@ -157,6 +158,14 @@ class Run:
         check_name("learner", self.learner, LEARNERS)
         if not _OWN.fullmatch(self.data):
             check_name("data", self.data, DATA)
+        check_name("test_data", self.test_data, (None, "glyphs", "omniglot"))
+        if self.test_data == self.data:  # one run, and one file
+            object.__setattr__(self, "test_data", None)
+        if self.test_data and self.data not in DATA:
+            raise ValueError(
+                "test_data is for glyphs and Omniglot: pictures of your own are tested "
+                "on pictures of your own"
+            )
         object.__setattr__(self, "folders", tuple(folders))
         check_name("dropout arm", self.arm, ARMS)
         check_name("schedule", self.schedule, SCHEDULES)
@@ -249,6 +258,9 @@ def _read_own(
 
 def _split_of(run: Run, download: bool = True) -> tuple[Characters, Characters]:
     "The data of a run: to train on, to test on."
+    if run.test_data is not None:
+        characters, _ = load_split(run.data, run.size, download)
+        return characters, load_split(run.test_data, run.size, download)[1]
     folders = vars(run)["folders"]
     if not (folders or _OWN.fullmatch(run.data)):
         return load_split(run.data, run.size, download)

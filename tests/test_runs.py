@@ -350,6 +350,21 @@ def test_rotations_are_for_training_only(monkeypatch):
     assert seen == [800, 100]
 
 
+def test_another_kind_of_drawing_is_for_the_test_alone(omniglot_root):
+    run = Run("proto", "none", data="omniglot", test_data="glyphs", test_tasks=3)
+    elsewhere = Run("proto", "none", data="omniglot", test_tasks=3)
+    drawn, own = frozen_tasks(run), frozen_tasks(elsewhere)
+    assert torch.equal(drawn.query_x, frozen_tasks(Run(test_tasks=3)).query_x)
+    assert not torch.equal(drawn.query_x, own.query_x)
+    names = [training_characters(r).names for r in (run, elsewhere)]
+    assert names[0] == names[1] and run.name != elsewhere.name
+    with pytest.raises(ValueError, match="unknown test_data 'validation'"):
+        replace(run, test_data="validation")  # whose characters it may train on
+    with pytest.raises(ValueError, match="pictures of your own"):
+        replace(run, data="own-0123456789ab")
+    assert Run(test_data="glyphs") == Run(), "one run, one name"
+
+
 def test_validation_keeps_off_the_test_characters(omniglot_root):
     train, held_out = load_split("validation", 28)
     background, evaluation = load_split("omniglot", 28)
