@@ -43,7 +43,6 @@ from metadropout_nb.style import (
     BLUE,
     DIVERGING,
     GRAY,
-    GREEN,
     ORANGE,
     SEQUENTIAL,
     SKY,
@@ -1096,14 +1095,15 @@ def _drawn_minus_held(answer: Callable[..., Any]) -> str:
 # %% ../nbs/exercises.ipynb #6db8e0a7
 @checker("09.1")
 def _half_width(answer: Callable[..., Any]) -> str:
-    for sd, n in ((10.27, 200), (9.07, 50)):
-        found, expected = answer(sd, n), 1.96 * sd / n**0.5
+    for a, b, r, n in ((10.27, 9.07, 0.0, 200), (10.0, 10.0, 0.8, 50), (3, 12, 1, 9)):
+        found = answer(a, b, r, n)
+        expected = 1.96 * ((a**2 + b**2 - 2 * r * a * b) / n) ** 0.5
         require(
             isinstance(found, int | float) and abs(found - expected) < 0.01,
-            f"sd {sd}, {n} tasks: you return {found!r}. How does the error of a mean "
-            "shrink with the number of tasks?",
+            f"sd {a} and {b}, correlation {r}, {n} tasks: you return {found!r}. What "
+            "is the variance of a difference?",
         )
-    return "the mean is known far better than the tasks are alike"
+    return "the more alike the two find the tasks, the narrower"
 
 
 @checker("09.2")
@@ -1176,30 +1176,20 @@ def _comparable_runs(answer: Callable[..., Any]) -> str:
 
 # %% ../nbs/exercises.ipynb #97cae89f
 @checker("10.1")
-def _read_interval(answer: Callable[..., Any]) -> str:
-    cases = {
-        (0.7, 0.9): "supported",
-        (0.97, 0.99): "supported",
-        (1.1, 1.6): "contradicted",
-        (0.8, 1.2): "not shown",
-        (0.99, 1.4): "not shown",
-    }
-    said = {case: answer(*case) for case in cases}
-    figure, axis = start_figure(5, 2)
-    for y, (case, right) in enumerate(cases.items()):
-        color = GREEN if said[case] == right else ORANGE
-        axis.plot(case, (y, y), "-|", color=color, linewidth=2, markersize=10)
-        axis.text(1.7, y, str(said[case]), va="center", color=color)
-    axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xlim=(0.6, 2.2), ylim=(4.5, -0.5), yticks=[], xlabel="ratio")
-    display(figure)
-    for case, right in cases.items():
+def _share_of_masks(answer: Callable[..., Any]) -> str:
+    rng = np.random.default_rng(0)
+    for ratio, meta_batch in ((0.5, 16), (1.0, 4), (2.0, 1), (0.25, 8)):
+        tasks, masks = rng.normal(size=(2, 20_000, meta_batch)).mean(-1)
+        masks *= ratio**0.5
+        share = float(masks.var() / (tasks + masks).var())
+        found = answer(ratio, meta_batch)
         require(
-            said[case] == right,
-            f"{case[0]} to {case[1]} is {said[case]!r} to you: which of its ends lie "
-            "below 1?",
+            isinstance(found, int | float) and abs(found - share) < 0.02,
+            f"masks {ratio} times as noisy as tasks, {meta_batch} tasks per update: "
+            f"{share:.2f} of the variance of 20,000 updates comes from masks; you "
+            f"return {found!r}",
         )
-    return "all five"
+    return "a larger meta-batch averages both away alike"
 
 
 @checker("10.2")
@@ -1309,20 +1299,19 @@ def _gap(answer: Callable[..., Any]) -> str:
 
 
 @checker("11.2")
-def _words(answer: Callable[..., Any]) -> str:
+def _more_seeds(answer: Callable[..., Any]) -> str:
     cases = {
-        (0.2, 3.0, 1.0): "helps",
-        (-3.0, -0.1, 1.0): "hurts",
-        (-0.5, 0.9, 1.0): "no difference",
-        (-0.5, 1.2, 1.0): "undecided",
-        (-1.2, 0.5, 1.0): "undecided",
-        (0.1, 0.4, 1.0): "helps",
+        (1.5, 12, 2.0): 12,
+        (2.5, 12, 2.0): 20,
+        (2.3, 20, 2.0): 28,
+        (2.1, 8, 2.0): 12,
+        (4.0, 12, 2.0): 28,
     }
     for case, expected in cases.items():
         found = answer(*case)
-        told = f"from {case[0]} to {case[1]} at a margin of {case[2]}"
-        require(found == expected, f"{told} it is {expected!r}, you return {found!r}")
-    return "zero is asked about before the margin"
+        told = f"half-width {case[0]} with {case[1]} seeds, {case[2]} wanted"
+        require(found == expected, f"{told}: {expected} seeds, you return {found!r}")
+    return "the mean has no say in it"
 
 
 @checker("11.3")

@@ -6,19 +6,19 @@ from scipy import stats
 from metadropout_nb.runs import Run
 
 
-def of_one_task(sd, n_tasks):
-    "The interval of one task, not of the mean."
-    return 1.96 * sd
+def other_sign(sd_a, sd_b, r, n_tasks):
+    "The variance of a sum."
+    return 1.96 * np.sqrt((sd_a**2 + sd_b**2 + 2 * r * sd_a * sd_b) / n_tasks)
 
 
-def by_n(sd, n_tasks):
-    "Divides by n, not by its root."
-    return 1.96 * sd / n_tasks
+def once(sd_a, sd_b, r, n_tasks):
+    "Takes the covariance off once, not twice."
+    return 1.96 * np.sqrt((sd_a**2 + sd_b**2 - r * sd_a * sd_b) / n_tasks)
 
 
-def one_sided(sd, n_tasks):
-    "The factor of a one-sided bound."
-    return 1.645 * sd / n_tasks**0.5
+def variances_apart(sd_a, sd_b, r, n_tasks):
+    "Scales both variances, right only where the two are equal."
+    return 1.96 * np.sqrt((sd_a**2 + sd_b**2) * (1 - r) / n_tasks)
 
 
 def all_seeds(a, b):
@@ -103,7 +103,7 @@ def run_already():
 
 
 WRONG = {
-    "09.1": [of_one_task, by_n, one_sided],
+    "09.1": [other_sign, once, variances_apart],
     "09.2": [all_seeds, by_order, wrong_way_round],
     "09.3": [tasks_only, single_cells, one_row_one_column],
     "09.4": [normal_factor, ddof_0, one_sided_t],

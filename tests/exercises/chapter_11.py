@@ -18,26 +18,25 @@ def first_seed(known, new):
     return 100 * (known[0] - new[0])
 
 
-def margin_first(low, high, margin):
-    "Asks about the margin before zero."
-    if -margin < low and high < margin:
-        return "no difference"
-    return "helps" if low > 0 else "hurts" if high < 0 else "undecided"
+def exactly(half_width, seeds, wanted):
+    "Adds seeds one at a time."
+    return min(28, max(seeds, int(np.ceil(seeds * (half_width / wanted) ** 2))))
 
 
-def by_the_middle(low, high, margin):
-    "Judges by the middle of the interval."
-    middle = (low + high) / 2
-    return (
-        "no difference" if abs(middle) < margin else "helps" if middle > 0 else "hurts"
-    )
+def in_proportion(half_width, seeds, wanted):
+    "As if half-widths shrank with the number of seeds."
+    n = seeds
+    while n < 28 and half_width * seeds / n > wanted:
+        n += 4
+    return n
 
 
-def one_side(low, high, margin):
-    "Forgets the lower end of the margin."
-    if low > 0 or high < 0:
-        return "helps" if low > 0 else "hurts"
-    return "no difference" if high < margin else "undecided"
+def without_end(half_width, seeds, wanted):
+    "Goes on beyond 28."
+    n = seeds
+    while half_width * (seeds / n) ** 0.5 > wanted:
+        n += 4
+    return n
 
 
 def no_seed(seed, n, total):
@@ -91,7 +90,7 @@ def no_gain():
 
 WRONG = {
     "11.1": [fractions, turned_round, first_seed],
-    "11.2": [margin_first, by_the_middle, one_side],
+    "11.2": [exactly, in_proportion, without_end],
     "11.3": [no_seed, not_nested, twice],
     "11.4": [one_sign, coin, at_least_one],
     "11.5": [empty, three_seeds, no_gain],
