@@ -112,14 +112,16 @@ def test_omniglot_has_all_its_characters_unless_told(run, monkeypatch):
         (["--data", "omniglot", "--train-classes", 30], 30),
         (["--train-classes", 30], 30),
         ([], cli.FEW_GLYPHS),
+        (["--n-way", 20, "--k-shot", 5], 20),
     ):
         asked.clear()
         run("compare", "--seeds", 1, *words)
         assert {one.train_classes for one in asked} == {expected}
+    assert {(one.n_way, one.k_shot) for one in asked} == {(20, 5)}
     asked.clear()
     run("compare", "--seeds", 1, "--arm", "meta", "--arm", "meta")
     assert len(asked) == 1, "an arm given twice"
-    assert run("compare", "--train-classes", 4).exit_code == 2, "five ways need five"
+    assert run("compare", "--n-way", 1).exit_code == 2
 
 
 def test_a_folder_of_several_protocols(run, tmp_path, monkeypatch):

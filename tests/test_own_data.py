@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,15 +96,21 @@ class TestShapes:
         assert (png - jpg).abs().max() <= 6  # a single pixel is off by up to 30
 
 
-def test_few_classes_make_tasks_of_few_ways(tmp_path):
+def test_few_classes_make_tasks_of_few_ways(run, tmp_path):
+    few = tmp_path / "few"
     for c in range(6):
         for i in range(3):
-            picture(tmp_path / f"{c}" / f"{i}.png", 10 * c + i)
+            picture(few / f"{c}" / f"{i}.png", 10 * c + i)
     with pytest.raises(ValueError, match="5"):
-        own_data(tmp_path, size=16)
-    run = Run("proto", **own_data(tmp_path, size=16, n_way=3, k_shot=2), test_tasks=2)
-    assert (run.n_way, run.k_shot, run.n_query) == (3, 2, 1)
-    assert frozen_tasks(run).support_x.shape[:2] == (2, 6)
+        own_data(few, size=16)
+    words = ["--data", few, "--size", 16, "--tasks", 2, "--threads", 1, "--out", "mine"]
+    assert run("train", *words).exit_code == 1
+    trained = run("train", *words, "--n-way", 3, "--k-shot", 2)
+    assert trained.exit_code == 0, trained.output
+    _, of_it = load_learner("mine")
+    assert (of_it.n_way, of_it.k_shot, of_it.n_query) == (3, 2, 1)
+    of_it = replace(of_it, folders=(str(few),))
+    assert frozen_tasks(of_it, 2).support_x.shape[:2] == (2, 6)
 
 
 class TestColor:
