@@ -766,9 +766,15 @@ def loss_change(
 ) -> float:  # a fraction of the baseline's loss
     """How much the test loss changes.
 
-    The mean over learners, on the seeds that have both."""
-    found = between(comparison, arm, baseline).values()
-    return float(np.mean([loss_ratio(comparison.reports, d) - 1 for d in found]))
+    The mean over learners, on the seeds that all of them have."""
+    found = [*between(comparison, arm, baseline).values()]
+    seeds = over_learners(found).seeds
+
+    def loss(learner: str, arm: str) -> float:
+        return float(np.mean([comparison.reports[learner, arm][s].loss for s in seeds]))
+
+    changes = [loss(d.learner, arm) / loss(d.learner, baseline) - 1 for d in found]
+    return float(np.mean(changes))
 
 # %% ../nbs/a8_comparison.ipynb #595c6c2d
 def compare_all(
@@ -1053,7 +1059,9 @@ def plot_pairs(comparison: Comparison, pairs: Pairs) -> Figure:
 
 # %% ../nbs/a8_comparison.ipynb #41942c1a
 def pair_rows(comparison: Comparison, pairs: Pairs) -> Rows:
-    "A row for each pair and learner, and their mean over learners."
+    """A row for each pair and learner, and their mean over learners.
+
+    A verdict that the correction does not keep says so."""
 
     def told(d: Difference) -> dict[str, str]:
         return {
@@ -1063,16 +1071,22 @@ def pair_rows(comparison: Comparison, pairs: Pairs) -> Rows:
             "95 % interval": str(d.interval),
             "seeds": f"{len(d.seeds)}",
             "verdict": d.verdict,
-            "equivalence p": f"{d.equivalence:.3f}",
         }
 
     of_pair = [[*between(comparison, *pair).values()] for pair in pairs]
     corrected = iter(corrected_p_values([d for of in of_pair for d in of]))
     rows = Rows()
     for pair, of in zip(pairs, of_pair, strict=True):
-        rows += [told(d) | {"corrected p": _p(next(corrected))} for d in of]
-        change = f"{loss_change(comparison, *pair):+.0%}"
-        rows.append(told(over_learners(of)) | {"change of loss": change})
+        for d in of:
+            row, p = told(d), next(corrected)
+            if p >= 0.05 and d.verdict in ("helps", "hurts"):
+                row["verdict"] += ", but not kept"
+            change = loss_ratio(comparison.reports, d) - 1
+            rows.append(
+                row | {"corrected p": _p(p), "change of loss": f"{change:+.0%}"}
+            )
+        change = loss_change(comparison, *pair)
+        rows.append(told(over_learners(of)) | {"change of loss": f"{change:+.0%}"})
     return rows
 
 # %% ../nbs/a8_comparison.ipynb #6807d3b9

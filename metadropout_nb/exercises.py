@@ -1306,6 +1306,7 @@ def _more_seeds(answer: Callable[..., Any]) -> str:
         (2.3, 20, 2.0): 28,
         (2.1, 8, 2.0): 12,
         (4.0, 12, 2.0): 28,
+        (4.0, 15, 2.0): 28,
     }
     for case, expected in cases.items():
         found = answer(*case)

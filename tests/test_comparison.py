@@ -29,6 +29,7 @@ from metadropout_nb.comparison import (
     means,
     missing_rows,
     over_learners,
+    pair_rows,
     paired_differences,
     planned_runs,
     rank_learners,
@@ -492,6 +493,20 @@ def test_differences_and_losses_of_two_arms():
     assert all(d.mean == pytest.approx(0.01, abs=1e-3) for d in found.values())
     assert loss_change(comparison, "standard", "none") == pytest.approx(-0.4)
     assert between(comparison, "support", "none") == {}
+
+
+def test_a_verdict_that_the_correction_does_not_keep_says_so():
+    noise = [-0.01, 0.0, 0.01] * 2
+    results = [
+        sample("eb", arm, seed, 0.7 + mean + n * (arm != "none"))
+        for seed, n in enumerate(noise)
+        for arm, mean in (("none", 0), ("standard", 0), ("meta", 0.0105))
+    ]
+    comparison = compare_all(results)[MAIN]
+    alone, _ = pair_rows(comparison, [("meta", "none")])
+    among, *_ = pair_rows(comparison, [("meta", "none"), ("standard", "none")])
+    assert alone["verdict"] == "helps" and among["verdict"] == "helps, but not kept"
+    assert float(among["corrected p"]) == pytest.approx(2 * float(alone["corrected p"]))
 
 
 def test_masks_alone_stand_beside_the_seeds():
