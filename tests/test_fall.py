@@ -1,7 +1,7 @@
 """The fall at 105x105 of chapter 10: what benchmarks/fall.py measured, and its pool."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import fall
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import max_pool2d
 
 from metadropout_nb.omniglot import glyphs
-from metadropout_nb.runs import build_learner
+from metadropout_nb.runs import Run, build_learner
 from metadropout_nb.tasks import TaskSampler
 
 
@@ -23,7 +23,7 @@ def test_every_learner_has_a_file_with_all_that_the_script_measures():
             json.loads((fall.RESULTS / folder / f"{run.name}.json").read_text())
             for folder in ("why/fall", ".")
         )
-        assert found["run"] == asdict(run)
+        assert Run(**found["run"]) == run
         assert found["shift"].keys() == wanted["shift"].keys()
         assert found["conditions"].keys() == wanted["conditions"].keys()
         for measured in found["conditions"].values():
